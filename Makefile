@@ -1,0 +1,42 @@
+# Every target is a line or two over the preflab command; `make` lists them.
+PYTHON ?= python3
+PROFILE ?= default
+VENV := .venv
+STAMP := $(VENV)/.stamp
+BIN := $(VENV)/bin
+NAMES := $(basename $(notdir $(wildcard notebooks/src/*.py)))
+
+.DEFAULT_GOAL := help
+.PHONY: help env reproduce test lab notebooks figures clean-cache
+
+help:  ## List the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
+
+env: $(STAMP)  ## Build .venv from requirements.lock (PYTHON=python3.11 picks the interpreter)
+
+$(STAMP): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: PYTHON=$(PYTHON): expected Python 3.11 or later")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -r requirements.lock
+	$(BIN)/pip install --no-deps -e .
+	@touch $@
+
+reproduce: env  ## Run every notebook of PROFILE (default) and print the verdicts
+	$(BIN)/preflab reproduce --profile $(PROFILE)
+
+test: env  ## Lint, check the format, run the tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pytest
+
+lab: env  ## Open the notebooks in JupyterLab
+	$(BIN)/jupyter lab notebooks
+
+notebooks: env  ## Re-execute the committed notebooks from notebooks/src
+	set -e; for name in $(NAMES); do $(BIN)/preflab render $$name; done
+
+figures: env  ## Publish the figures and numbers of PROFILE to figures/
+	$(BIN)/preflab publish --profile $(PROFILE)
+
+clean-cache: env  ## Delete the cache of trained stages
+	$(BIN)/preflab clean-cache
