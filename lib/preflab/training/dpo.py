@@ -1,0 +1,161 @@
+"""DPO as a token weighting: explicit reference log-probs, an interruptible deterministic loop."""
+
+import json
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from safetensors import safe_open
+from safetensors.torch import save_file
+from transformers import PreTrainedModel
+
+from preflab.errors import BadInput
+from preflab.likelihood import PairLogProbs, collate, token_log_probs
+from preflab.weightings import dpo_weighting, surrogate
+
+
+@dataclass(frozen=True)
+class DPOSettings:
+    beta: float = 0.3
+    learning_rate: float = 1e-3
+    batch_size: int = 16  # pairs per update, over all processes
+    micro_batch_size: int = 16  # pairs per forward pass
+    epochs: int = 1
+    warmup_share: float = 0.1  # of the updates; then linear to zero
+    max_grad_norm: float = 1.0
+    weight_decay: float = 0.0
+    checkpoint_every: int = 200  # updates
+
+
+@dataclass(frozen=True)
+class StepLog:
+    """One update, over its whole batch."""
+
+    loss: float  # mean -log sigmoid(beta * Delta)
+    margin: float  # mean beta * Delta
+    accuracy: float  # share of beta * Delta > 0
+    grad_norm: float  # before clipping
+
+
+def train_dpo(
+    model: PreTrainedModel,
+    rows: list[dict],
+    reference: PairLogProbs,
+    settings: DPOSettings,
+    *,
+    pad_token_id: int,
+    seed: int,
+    checkpoint: Path | None = None,
+    on_step: Callable[[int, int, StepLog], None] = lambda step, steps, log: None,
+) -> list[StepLog]:
+    """Train in place on encoded pairs against fixed reference log-probs (n pairs each).
+
+    With `checkpoint`, the state is kept there every `checkpoint_every` updates and an interrupted call
+    goes on from it to the same numbers. Several accelerate processes share each batch and end with
+    the same weights as one. Raises BadInput when the loss or gradient stops being finite.
+    """
+    if len(rows) != len(reference.chosen):
+        raise BadInput(f"reference log-probs for {len(reference.chosen)} pairs, expected {len(rows)}")
+    accelerator = Accelerator()
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    optimizer = torch.optim.AdamW(parameters.values(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    schedule = batches(len(rows), settings.batch_size, settings.epochs, seed)
+    history = _load(checkpoint, parameters, optimizer) if checkpoint and checkpoint.exists() else []
+    model.train()
+    for step in range(len(history), len(schedule)):
+        for group in optimizer.param_groups:
+            group["lr"] = settings.learning_rate * lr_factor(step, len(schedule), settings.warmup_share)
+        with torch.random.fork_rng():
+            torch.manual_seed((seed << 32) + step)  # dropout; a resumed run draws the same masks
+            log = _update(model, rows, reference, schedule[step], settings, pad_token_id, accelerator)
+        if not (math.isfinite(log.loss) and math.isfinite(log.grad_norm)):
+            raise BadInput(
+                f"DPO step {step + 1}: loss {log.loss}, gradient norm {log.grad_norm}: "
+                f"expected finite numbers; lower learning_rate={settings.learning_rate}"
+            )
+        optimizer.step()
+        optimizer.zero_grad()
+        history.append(log)
+        on_step(step + 1, len(schedule), log)
+        due = (step + 1) % settings.checkpoint_every == 0 and step + 1 < len(schedule)
+        if checkpoint and due and accelerator.is_main_process:
+            _save(checkpoint, parameters, optimizer, history)
+    model.eval()
+    return history
+
+
+def batches(n: int, batch_size: int, epochs: int, seed: int) -> list[np.ndarray]:
+    """Index batches: a fresh permutation each epoch, the ragged end of an epoch left out.
+
+    Raises BadInput when n pairs do not fill one batch.
+    """
+    if n < batch_size:
+        raise BadInput(f"batch_size={batch_size}: only {n} training pairs")
+    rng = np.random.default_rng(seed)
+    full = n - n % batch_size
+    return [b for _ in range(epochs) for b in rng.permutation(n)[:full].reshape(-1, batch_size)]
+
+
+def lr_factor(step: int, steps: int, warmup_share: float) -> float:
+    """Linear warm-up, then linear decay to zero at `steps`."""
+    warmup = warmup_share * steps
+    return min((step + 1) / warmup if warmup else 1.0, (steps - step) / max(steps - warmup, 1))
+
+
+def _update(model, rows, reference, indices, settings, pad_token_id, accelerator) -> StepLog:
+    """Gradient of the mean loss over one batch, left in .grad, clipped; micro-batches go round the processes."""
+    micro = [indices[i : i + settings.micro_batch_size] for i in range(0, len(indices), settings.micro_batch_size)]
+    totals = torch.zeros(3, device=model.device, dtype=torch.float64)  # loss, margin, correct
+    for p in model.parameters():  # not None: a process without a micro-batch has its zeros to add
+        p.grad = torch.zeros_like(p) if p.requires_grad else None
+    for some in micro[accelerator.process_index :: accelerator.num_processes]:
+        batch = collate([rows[i] for i in some], pad_token_id, model.device)
+        log_probs = token_log_probs(model, batch)
+        ref = torch.cat([reference.chosen[some], reference.rejected[some]]).to(log_probs)
+        c, loss, margins = dpo_weighting(log_probs.sum(1) - ref, batch["completion_mask"][:, 1:], settings.beta)
+        (surrogate(c, log_probs) / len(indices)).backward()
+        totals += torch.stack([loss.sum(), margins.sum(), (margins > 0).sum()]).double()
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    if accelerator.num_processes > 1:
+        for gradient in gradients:
+            gradient.copy_(accelerator.reduce(gradient, "sum"))
+        totals = accelerator.reduce(totals, "sum")
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
+    loss, margin, accuracy = (totals / len(indices)).tolist()
+    return StepLog(loss, margin, accuracy, float(norm))
+
+
+# --- resuming: weights, Adam's moments and the log in one safetensors file ----------------------
+
+
+def _save(path: Path, parameters, optimizer, history: list[StepLog]) -> None:
+    tensors = {}
+    for name, p in parameters.items():
+        state = optimizer.state[p]
+        tensors |= {f"p.{name}": p, f"m.{name}": state["exp_avg"], f"v.{name}": state["exp_avg_sq"]}
+    tensors = {name: t.detach().contiguous().cpu() for name, t in tensors.items()}
+    log = json.dumps([vars(entry) for entry in history])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, f"{path}.tmp", metadata={"history": log})
+    os.replace(f"{path}.tmp", path)
+
+
+def _load(path: Path, parameters, optimizer) -> list[StepLog]:
+    try:
+        with safe_open(path, "pt") as file, torch.no_grad():
+            history = [StepLog(**entry) for entry in json.loads(file.metadata()["history"])]
+            for name, p in parameters.items():
+                p.copy_(file.get_tensor(f"p.{name}"))
+                optimizer.state[p] = {
+                    "step": torch.tensor(float(len(history))),
+                    "exp_avg": file.get_tensor(f"m.{name}").to(p),
+                    "exp_avg_sq": file.get_tensor(f"v.{name}").to(p),
+                }
+    except Exception as error:  # safetensors raises its own type for a truncated file
+        raise BadInput(f"checkpoint {path}: unreadable ({error}); delete it to start the stage again") from error
+    return history
