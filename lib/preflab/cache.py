@@ -1,0 +1,97 @@
+"""A content-addressed cache of trained stages: no stage is trained twice, none half-written is used.
+
+An entry is a folder named after the hash of everything that decides its content: parameters, data,
+code, library versions. It is built under a lock in `NAME.partial/`, which outlives a killed process
+(checkpoints inside let the next one go on), and gets its own name only when complete. Loading checks
+every file against the recorded hash. Deleting the cache loses nothing but time.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+
+from filelock import FileLock
+
+from preflab.errors import BadInput
+
+MANIFEST = "manifest.json"
+PRESENTATION = {
+    "__init__.py", "cache.py", "claims.py", "cli.py", "evaluation.py", "figures.py", "notebooks.py",
+    "parameters.py", "paths.py", "runs.py",
+}  # fmt: skip
+
+
+class Cache:
+    """Entries under `root`."""
+
+    def __init__(self, root: Path):
+        self.root = Path(root)
+
+    def entry(self, kind: str, key: dict, build: Callable[[Path], None]) -> Path:
+        """The folder for `key`, built by `build(folder)` where it is not there yet.
+
+        `key` holds JSON values. Raises BadInput for a folder that cannot be written and for an entry
+        whose files are not those that were stored.
+        """
+        full_key = {"kind": kind, **key, "code": code_version(), "versions": library_versions()}
+        name = f"{kind}-{digest(full_key)}"
+        folder, partial = self.root / name, self.root / f"{name}.partial"
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            with FileLock(self.root / f"{name}.lock"):
+                if not folder.exists():
+                    partial.mkdir(exist_ok=True)
+                    build(partial)
+                    files = sorted(f for f in partial.rglob("*") if f.is_file() and f.name != MANIFEST)
+                    manifest = {
+                        "key": full_key,
+                        "files": {str(f.relative_to(partial)): _sha256(f) for f in files},
+                    }
+                    (partial / MANIFEST).write_text(json.dumps(manifest, indent=1))
+                    os.replace(partial, folder)
+                else:
+                    _check(folder)
+        except (PermissionError, NotADirectoryError, FileExistsError) as error:
+            raise BadInput(f"cache {self.root}: not writable ({error.strerror})") from error
+        return folder
+
+    def clear(self) -> None:
+        shutil.rmtree(self.root, ignore_errors=True)
+
+
+def _check(folder: Path) -> None:
+    try:
+        files = json.loads((folder / MANIFEST).read_text())["files"]
+        bad = [name for name, sha in files.items() if _sha256(folder / name) != sha]
+    except (OSError, ValueError, KeyError):
+        bad = [MANIFEST]
+    if bad:
+        raise BadInput(f"cache entry {folder}: {bad[0]} is not what was stored; delete the folder to rebuild it")
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else ""
+
+
+def digest(value: object) -> str:
+    """16 hex digits of the hash of a JSON value, independent of key order."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@cache
+def code_version() -> str:
+    """Hash of the library's sources that decide numbers; those that only present them do not count."""
+    package = Path(__file__).parent
+    sources = sorted(p for p in package.rglob("*.py") if p.name not in PRESENTATION)
+    return digest({str(p.relative_to(package)): _sha256(p) for p in sources})
+
+
+@cache
+def library_versions() -> dict[str, str]:
+    return {name: version(name) for name in ("torch", "transformers", "tokenizers", "trl", "peft", "numpy")}

@@ -1,0 +1,198 @@
+"""Parameters: one typed model per notebook, checked before anything trains.
+
+Defaults live in the notebook's `parameters` cell and nowhere else; the models here say which names
+exist, their types and ranges. papermill alone checks nothing: it runs on when a name is misspelt and
+hands 1e-6 over as a string.
+"""
+
+import ast
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import jupytext
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from preflab.errors import BadInput
+
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
+
+
+class Parameters(BaseModel):
+    """What every notebook has."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, frozen=True)
+
+    profile: Name  # results go to results/PROFILE/NAME/
+    name: Name
+    device: Literal["auto", "cpu", "cuda", "mps"]
+    dtype: Literal["float32", "float64", "bfloat16"]
+    workers: Count
+
+    @classmethod
+    def from_notebook(cls, names: Mapping[str, Any]) -> "Parameters":
+        """Check a notebook's globals right after its parameters cell: `from_notebook(globals())`.
+
+        Any public name that is neither a parameter nor IPython's own is a misspelt parameter.
+        """
+        ipython = {"In", "Out", "get_ipython", "exit", "quit", "open", cls.__name__}
+        values = {k: v for k, v in names.items() if not k.startswith("_") and k not in ipython}
+        return cls.checked(values, "notebook parameters")
+
+    @classmethod
+    def checked(cls, values: Mapping[str, Any], where: str) -> "Parameters":
+        """Raises BadInput with one line that names the key, its value and what was expected."""
+        try:
+            return cls.model_validate(dict(values))
+        except ValidationError as error:
+            raise BadInput(f"{where}: {_explain(error.errors()[0], cls)}") from None
+
+
+class SequentialSettings(Parameters):
+    """01_sequential_settings. A setting is [source, objective, objective]."""
+
+    settings: Annotated[dict[str, Annotated[list[str], Field(min_length=3, max_length=3)]], Field(min_length=1)]
+    data: str
+    revision: str | None
+    train_pairs: Count
+    test_pairs: Annotated[int, Field(ge=8)]
+    prompts: Count
+    max_new_tokens: Count
+    seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+    model: str
+    model_revision: str | None
+    architecture: Literal["gpt_neox", "llama"]
+    hidden_size: Annotated[int, Field(ge=8)]
+    layers: Count
+    heads: Count
+    context: Annotated[int, Field(ge=16)]
+    vocabulary: Annotated[int, Field(ge=512)]
+    base_seed: Annotated[int, Field(ge=0)]
+    sft_steps: Count
+    sft_batch_size: Count
+    sft_learning_rate: Positive
+    beta: Positive
+    learning_rate: Positive
+    batch_size: Count
+    micro_batch_size: Count
+    epochs: Count
+    warmup_share: Share
+    lora_rank: Annotated[int, Field(ge=0)]
+    lora_alpha: Count
+    lora_dropout: Share
+    stage2_reference: Literal["base", "stage1"]
+    checkpoint_every: Count
+    resamples: Annotated[int, Field(ge=100)]
+    show_texts: bool
+
+    @model_validator(mode="after")
+    def _possible(self) -> "SequentialSettings":
+        if self.hidden_size % self.heads:
+            raise ValueError(f"hidden_size={self.hidden_size}: expected a multiple of heads={self.heads}")
+        if self.batch_size > self.train_pairs:
+            raise ValueError(f"batch_size={self.batch_size}: expected at most train_pairs={self.train_pairs}")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds={self.seeds}: expected different numbers")
+        for name, (source, *objectives) in self.settings.items():
+            if not re.match(r"(world|hub|files):.", source):
+                raise ValueError(f"settings.{name}={source!r}: expected world:NAME, hub:REPO or files:PATH")
+            if objectives[0] == objectives[1]:
+                raise ValueError(f"settings.{name}: both objectives are {objectives[0]!r}, expected two different ones")
+        return self
+
+
+class Benchmarks(Parameters):
+    """90_benchmarks."""
+
+    architecture: Literal["gpt_neox", "llama"]
+    hidden_size: Annotated[int, Field(ge=8)]
+    layers: Count
+    heads: Count
+    context: Annotated[int, Field(ge=16)]
+    lora_rank: Annotated[int, Field(ge=0)]
+    batch_size: Count
+    steps: Count
+    turns: Count
+
+
+MODELS = {"01_sequential_settings": SequentialSettings, "90_benchmarks": Benchmarks}
+
+
+def _explain(error: Mapping[str, Any], cls: type[BaseModel]) -> str:
+    key, value, kind = ".".join(map(str, error["loc"])), error.get("input"), error["type"]
+    if kind == "value_error":
+        return str(error["ctx"]["error"])
+    if kind == "extra_forbidden":
+        return f"{key}={value!r}: no such parameter, expected one of: {', '.join(sorted(cls.model_fields))}"
+    if kind == "missing":
+        return f"{key}: missing"
+    hint = ""
+    if isinstance(value, str) and (number := re.fullmatch(r"([+-]?\d+)(\.\d+)?[eE]([+-]?)(\d+)", value)):
+        whole, fraction, sign, exponent = number.groups()
+        hint = f" (text in YAML; write {whole}{fraction or '.0'}e{sign or '+'}{exponent} without quotes)"
+    return f"{key}={value!r}: {error['msg'][0].lower() + error['msg'][1:]}{hint}"
+
+
+# --- notebooks and YAML -------------------------------------------------------------------------
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML that refuses a key given twice; PyYAML would keep the last and say nothing."""
+
+    def construct_mapping(self, node, deep=False):
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str):
+                raise BadInput(f"line {key_node.start_mark.line + 1}: key {key!r}, expected text")
+            if key in seen:
+                raise BadInput(f"line {key_node.start_mark.line + 1}: key {key!r} is given twice, expected once")
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file. Raises BadInput naming file and line for anything else."""
+    try:
+        text = Path(path).read_text()
+    except FileNotFoundError:
+        raise BadInput(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path}: not readable as YAML: {error}") from None
+    values = parse_yaml(text, str(path))
+    if not isinstance(values, dict):
+        raise BadInput(f"{path}: expected a mapping of parameter names to values")
+    return values
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """The value that a YAML text stands for. Raises BadInput that begins with `where`."""
+    try:
+        return yaml.load(text, _UniqueKeys)  # a SafeLoader
+    except BadInput as error:
+        raise BadInput(f"{where}: {error}") from None
+    except yaml.YAMLError as error:
+        raise BadInput(f"{where}: not readable as YAML: {' '.join(str(error).split())}") from None
+
+
+def defaults(notebook: Path) -> dict[str, Any]:
+    """The values in a notebook's parameters cell, read without running it."""
+    cells = jupytext.read(notebook).cells
+    source = next(cell.source for cell in cells if "parameters" in cell.metadata.get("tags", []))
+    assignments = [node for node in ast.parse(source).body if isinstance(node, (ast.Assign, ast.AnnAssign))]
+    return {
+        (node.target if isinstance(node, ast.AnnAssign) else node.targets[0]).id: ast.literal_eval(node.value)
+        for node in assignments
+    }
+
+
+def resolve(notebook: Path, given: Mapping[str, Any], where: str) -> Parameters:
+    """A notebook's parameters: `given` over its own defaults, checked. Raises BadInput."""
+    return MODELS[notebook.stem].checked({**defaults(notebook), **given}, where)

@@ -1,0 +1,232 @@
+"""One run of a notebook: where it writes, what it records, how work is spread over processes."""
+
+import atexit
+import hashlib
+import json
+import math
+import multiprocessing
+import os
+import platform
+import resource
+import shutil
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, is_dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+import preflab
+from preflab.cache import Cache, digest
+from preflab.claims import Claim
+from preflab.errors import BadInput
+from preflab.parameters import Parameters
+from preflab.paths import project_root, results_root
+
+
+def cache() -> Cache:
+    """The one cache that notebooks share."""
+    return Cache(results_root() / "cache")
+
+
+class Run:
+    """Collects what a notebook produces and puts it in place in one move: results/PROFILE/NAME/."""
+
+    def __init__(self, parameters: Parameters):
+        self.parameters, self.started = parameters, time.time()
+        self.folder = results_root() / parameters.profile / parameters.name
+        # `preflab run` removes its own folder also where this process is killed.
+        where = Path(os.environ.get("PREFLAB_STAGING") or self.folder.parent)
+        self.staging = where / f".{parameters.name}.{os.getpid()}"
+        try:
+            shutil.rmtree(self.staging, ignore_errors=True)
+            self.staging.mkdir(parents=True)
+        except OSError as error:
+            raise BadInput(f"results folder {self.folder.parent}: not writable ({error.strerror})") from error
+        atexit.register(shutil.rmtree, self.staging, ignore_errors=True)
+
+    def figure(self, name: str, figure: Figure) -> Figure:
+        """Keep a figure as NAME.png. Returns it, so that a cell can end with this call and show it."""
+        figure.savefig(self.staging / f"{name}.png", dpi=150, bbox_inches="tight", metadata={"Software": None})
+        return figure
+
+    def finish(
+        self, claims: Iterable[Claim], metrics: dict, series: dict | None = None, data: dict | None = None
+    ) -> Path:
+        """Write metrics.json, provenance.json and a sidecar for each figure; returns the folder.
+
+        `metrics` are single numbers, `series` lists, `data` the fingerprints and reports of what was read.
+        """
+        provenance = self._provenance(data or {})
+        content = {"claims": list(claims), "metrics": metrics, "series": series or {}}
+        _write_json(self.staging / "metrics.json", content)
+        _write_json(self.staging / "provenance.json", provenance)
+        for picture in self.staging.glob("*.png"):
+            sha = hashlib.sha256(picture.read_bytes()).hexdigest()
+            _write_json(picture.with_suffix(".json"), {"figure": picture.name, "sha256": sha, **provenance})
+        old = self.staging.with_name(f"{self.staging.name}.old")
+        if self.folder.exists():
+            os.replace(self.folder, old)
+        os.replace(self.staging, self.folder)
+        shutil.rmtree(old, ignore_errors=True)
+        return self.folder
+
+    def _provenance(self, data: dict) -> dict:
+        values = self.parameters.model_dump(mode="json")
+        return {
+            "name": self.parameters.name,
+            "command": os.environ.get("PREFLAB_COMMAND"),  # None in JupyterLab
+            "parameters": values,
+            "parameters_hash": digest(values),
+            "preflab": preflab.__version__,
+            "git": git_state(),
+            "versions": versions(),
+            "platform": f"{platform.system()} {platform.machine()}",
+            "device": device_name(self.parameters.device),
+            "data": data,
+            "wall_seconds": round(time.time() - self.started, 1),
+            "peak_memory_mb": peak_memory(),
+        }
+
+
+def git_state() -> dict[str, str | bool | None]:
+    """Commit and whether tracked files differ from it; None outside a checkout."""
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(project_root()), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "-uno"))}
+    except (OSError, subprocess.CalledProcessError):
+        return {"commit": None, "dirty": None}
+
+
+def versions() -> dict[str, str]:
+    """What a reader needs to compare runs; a notebook's first output."""
+    names = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "numpy")
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+
+
+def device_name(device: str) -> str:
+    from preflab.models import resolve_device  # imports transformers
+
+    resolved = resolve_device(device)
+    return torch.cuda.get_device_name(resolved) if resolved.type == "cuda" else resolved.type
+
+
+def peak_memory() -> dict[str, int]:
+    """Peak resident memory in MB of this process and of its largest worker."""
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    who = {"main": resource.RUSAGE_SELF, "largest_worker": resource.RUSAGE_CHILDREN}
+    return {name: resource.getrusage(which).ru_maxrss // unit for name, which in who.items()}
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(jsonable(value), indent=1, allow_nan=False) + "\n")
+
+
+def jsonable(value: Any) -> Any:
+    """Dataclasses, arrays and NumPy numbers as plain JSON; what is not finite becomes null."""
+    if is_dataclass(value):
+        return jsonable(asdict(value))
+    if isinstance(value, dict):
+        return {str(k): jsonable(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return [jsonable(v) for v in value]
+    if isinstance(value, (float, np.floating)):
+        return float(f"{value:.6g}") if math.isfinite(value) else None  # a learning rate of 5e-7 stays one
+    return value.item() if isinstance(value, np.generic) else value
+
+
+# --- progress -----------------------------------------------------------------------------------
+
+
+class Progress:
+    """One line that is rewritten: in a notebook's output, and in $PREFLAB_PROGRESS for `preflab run`.
+
+    What stays in a committed notebook is the last line alone, and it does not depend on the machine.
+    """
+
+    def __init__(self, what: str, total: int):
+        self.what, self.total, self.done = what, total, 0
+        self.handle = _display_handle()
+        self._show("")
+
+    def advance(self, label: str = "") -> None:
+        self.done += 1
+        self._show(label)
+
+    def _show(self, label: str) -> None:
+        line = f"{self.what}: {self.done} of {self.total}"
+        detail = f"{line}  {label}" if self.done < self.total else line
+        if self.handle:
+            self.handle.update({"text/plain": detail}, raw=True)
+        if path := os.environ.get("PREFLAB_PROGRESS"):
+            with open(path, "a") as file:
+                file.write(f"{line}  {label}\n")
+
+
+def _display_handle():
+    if "IPython" not in sys.modules or sys.modules["IPython"].get_ipython() is None:
+        return None
+    from IPython.display import display
+
+    return display({"text/plain": ""}, raw=True, display_id=True)
+
+
+# --- processes ----------------------------------------------------------------------------------
+
+
+def _quiet() -> None:
+    """No progress bars and advisory warnings of the libraries: a notebook shows what it says."""
+    import datasets
+    import transformers
+
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=UserWarning)
+    datasets.disable_progress_bars()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+
+def prepare() -> None:
+    """Quiet libraries, and one thread a process: sums, and so results, must not depend on the machine's
+    cores, and matrices this small gain little from more. `parallel` is what uses the cores."""
+    _quiet()
+    torch.set_num_threads(1)
+
+
+def parallel(function: Callable, jobs: list, workers: int, what: str) -> list:
+    """[function(job) for job in jobs] in `workers` processes of one thread each, in the order of jobs.
+
+    `function` and jobs are picklable and each job stands alone. The first error stops the rest. On a
+    GPU use workers=1, which stays in this process.
+    """
+    progress = Progress(what, len(jobs))
+    if workers == 1 or len(jobs) < 2:
+        results = []
+        for job in jobs:
+            results.append(function(job))
+            progress.advance(str(job))
+        return results
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(workers, len(jobs)), context, prepare) as pool:
+        futures = {pool.submit(function, job): i for i, job in enumerate(jobs)}
+        results = [None] * len(jobs)
+        try:
+            for future in as_completed(futures):
+                results[futures[future]] = future.result()
+                progress.advance(str(jobs[futures[future]]))
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+    return results
