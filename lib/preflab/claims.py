@@ -1,0 +1,206 @@
+"""Claims of the papers and the rules that decide them, each fixed before its run."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import spearmanr
+
+from preflab.evaluation import (
+    Interval,
+    Outcome,
+    bootstrap,
+    independent_score,
+    quartile_means,
+    shared_spread,
+)
+
+REPRODUCED, NOT_REPRODUCED, INCONCLUSIVE = "reproduced", "not reproduced", "inconclusive"
+DECIDED = ("degraded", "transferred", "redistributed", "stable")
+
+
+@dataclass(frozen=True)
+class Claim:
+    id: str
+    statement: str  # the paper's, in our words
+    statistic: str  # what is measured, and the rule
+    value: float
+    interval: tuple[float, float] | None
+    verdict: str
+
+
+def decide(holds: bool, fails: bool) -> str:
+    return REPRODUCED if holds else NOT_REPRODUCED if fails else INCONCLUSIVE
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One setting and order: policy margins of the first objective's held-out pairs, (seeds, pairs)."""
+
+    setting: str
+    first: str
+    second: str
+    base: np.ndarray
+    stage1: np.ndarray
+    stage2: np.ndarray
+    compatibility: float = float("nan")  # correlation of the objectives' utilities, where known
+
+    @property
+    def name(self) -> str:
+        return f"{self.setting}: {self.first} → {self.second}"
+
+    @property
+    def change(self) -> np.ndarray:
+        return self.stage2 - self.stage1
+
+
+def sequential_claims(
+    cells: list[Cell], outcomes: Mapping[str, Outcome], rng: np.random.Generator, resamples: int
+) -> list[Claim]:
+    """S1-S6 of arXiv 2606.19744 (abstract, results): one verdict each."""
+    return [
+        no_single_pattern(outcomes),
+        depends_on_relationship(cells, rng, resamples),
+        depends_on_order(cells, rng, resamples),
+        aggregates_hide_pairs(cells, rng, resamples),
+        high_confidence_pairs(cells, rng, resamples),
+        strong_signal_kept(cells, outcomes),
+    ]
+
+
+def no_single_pattern(outcomes: Mapping[str, Outcome]) -> Claim:
+    decided = [o.verdict for o in outcomes.values() if o.verdict in DECIDED]
+    kinds = len(set(decided))
+    return Claim(
+        "S1",
+        "Sequential DPO has no single pattern of forgetting.",
+        "Number of different outcomes over settings and orders. Reproduced: 2 or more; "
+        "not reproduced: all decided and the same.",
+        kinds,
+        None,
+        decide(kinds >= 2, kinds == 1 and len(decided) == len(outcomes) > 1),
+    )
+
+
+def depends_on_relationship(cells: list[Cell], rng: np.random.Generator, resamples: int) -> Claim:
+    known = [cell for cell in cells if np.isfinite(cell.compatibility)]
+    value, low, high = float("nan"), float("nan"), float("nan")
+    if len({cell.compatibility for cell in known}) > 2:
+        draws = [_relationship(known, rng) for _ in range(resamples)]
+        value, (low, high) = _relationship(known, None), np.quantile(draws, [0.025, 0.975])
+    return Claim(
+        "S2",
+        "What happens depends on the relation of the objectives.",
+        "Spearman correlation, over settings and orders, of compatibility with the change relative to "
+        "Stage 1's gain. Reproduced: interval above 0; not reproduced: interval below 0.2.",
+        value,
+        (float(low), float(high)),
+        decide(low > 0, high < 0.2),
+    )
+
+
+def _relationship(cells: list[Cell], rng: np.random.Generator | None) -> float:
+    relative = []
+    for cell in cells:
+        rows, columns = (np.arange(n) for n in cell.base.shape)
+        if rng is not None:
+            rows, columns = (rng.integers(n, size=n) for n in cell.base.shape)
+        pick = np.ix_(rows, columns)
+        relative.append(cell.change[pick].mean() / (cell.stage1 - cell.base)[pick].mean())
+    return float(spearmanr([cell.compatibility for cell in cells], relative).statistic)
+
+
+def depends_on_order(cells: list[Cell], rng: np.random.Generator, resamples: int) -> Claim:
+    """Relative change of each order of a setting, their difference resampled independently."""
+    settings = sorted({cell.setting for cell in cells})
+    level = 1 - 0.05 / len(settings)
+    gaps = []
+    for setting in settings:
+        one, other = (_relative_draws(c, rng, resamples) for c in cells if c.setting == setting)
+        draws = one[1] - other[1]
+        low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+        gaps.append(Interval(one[0] - other[0], float(low), float(high)))
+    widest = max(gaps, key=lambda gap: max(gap.low, -gap.high))  # the gap clearest of zero
+    return Claim(
+        "S3",
+        "What happens depends on the training order.",
+        "Difference between a setting's two orders in change relative to Stage 1's gain, where clearest; intervals "
+        "corrected for the number of settings. Reproduced: one excludes 0; not reproduced: all within ±0.1.",
+        widest.value,
+        (widest.low, widest.high),
+        decide(any(g.low * g.high > 0 for g in gaps), all(g.within(0.1) for g in gaps)),
+    )
+
+
+def _relative_draws(cell: Cell, rng: np.random.Generator, resamples: int) -> tuple[float, np.ndarray]:
+    gain, draws = cell.stage1 - cell.base, np.empty(resamples)
+    for i in range(resamples):
+        pick = np.ix_(*(rng.integers(n, size=n) for n in gain.shape))
+        draws[i] = cell.change[pick].mean() / gain[pick].mean()
+    return cell.change.mean() / gain.mean(), draws
+
+
+def aggregates_hide_pairs(cells: list[Cell], rng: np.random.Generator, resamples: int) -> Claim:
+    def ratio(change: np.ndarray) -> float:
+        return shared_spread(change) / abs(change.mean())
+
+    def over_pairs(change: np.ndarray) -> Interval:  # seeds stay: a seed drawn twice shares its own noise
+        n = change.shape[1]
+        draws = [ratio(change[:, rng.integers(n, size=n)]) for _ in range(resamples)]
+        return Interval(ratio(change), *map(float, np.quantile(draws, [0.025, 0.975])))
+
+    ratios = [over_pairs(cell.change) for cell in cells]
+    above, below = (np.mean([hit(r) for r in ratios]) for hit in (lambda r: r.low > 1, lambda r: r.high < 1))
+    return Claim(
+        "S4",
+        "Aggregates hide changes of single pairs.",
+        "Share of settings and orders in which the pairs' changes, as far as seeds share them, spread wider "
+        "than the mean change is large (interval over pairs above 1). Reproduced: half or more; "
+        "not reproduced: the spread is clearly narrower in more than half. Needs two seeds.",
+        float(above),
+        None,
+        decide(above >= 0.5, below > 0.5),
+    )
+
+
+def high_confidence_pairs(cells: list[Cell], rng: np.random.Generator, resamples: int) -> Claim:
+    level = 1 - 0.05 / len(cells)
+    tops = []
+    for cell in cells:
+        if len(cell.stage1) > 1:
+            score = independent_score(cell.stage1)
+            top = bootstrap(
+                lambda c, s: quartile_means(c, s)[3],
+                cell.change,
+                score,
+                rng=rng,
+                resamples=resamples,
+                level=level,
+            )
+            tops.append(top)
+    fell, rose = sum(t.high < 0 for t in tops), sum(t.low > 0 for t in tops)
+    return Claim(
+        "S5",
+        "High-confidence pairs may degrade or improve.",
+        "Settings and orders in which the top quartile (by the other seeds' Stage-1 margin) rises. Reproduced: at "
+        "least one clearly falls and one clearly rises, corrected for their number; not reproduced: all clearly "
+        "move one way. Needs two seeds.",
+        rose,
+        None,
+        decide(fell > 0 and rose > 0, len(tops) > 1 and max(fell, rose) == len(tops)),
+    )
+
+
+def strong_signal_kept(cells: list[Cell], outcomes: Mapping[str, Outcome]) -> Claim:
+    name = next((c.name for c in cells if (c.setting, c.first) == ("safety", "safer")), None)
+    relative = outcomes[name].relative if name else Interval(*[float("nan")] * 3)
+    verdict = outcomes[name].verdict if name else "inconclusive"
+    return Claim(
+        "S6",
+        "The strong safety signal survives the other stage.",
+        "Change of the safety margins relative to Stage 1's gain. Reproduced: outcome stable, redistributed or "
+        "transferred; not reproduced: degraded.",
+        relative.value,
+        (relative.low, relative.high),
+        decide(verdict in DECIDED[1:], verdict == "degraded"),
+    )

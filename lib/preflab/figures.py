@@ -1,0 +1,159 @@
+"""Figures of the notebooks. Each takes measured arrays and returns a matplotlib Figure; none computes."""
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import seaborn as sns
+from matplotlib.colors import TwoSlopeNorm
+from matplotlib.figure import Figure
+
+from preflab.evaluation import TRANSITIONS, Interval, Outcome
+
+STAGES = ("base", "Stage 1", "Stage 2")
+COLOURS = dict(zip(("first", "second"), sns.color_palette("colorblind", 2), strict=True))
+TRANSITION_COLOURS = dict(zip(TRANSITIONS, ("#4c9f70", "#d1495b", "#8fd3ae", "#c9c9c9"), strict=True))
+
+
+def theme() -> None:
+    """One look for every figure."""
+    sns.set_theme(context="paper", style="ticks", palette="colorblind", font_scale=1.05)
+    plt.rcParams.update({"figure.dpi": 110, "axes.spines.top": False, "axes.spines.right": False})
+
+
+def outcome_map(outcomes: Mapping[tuple[str, str], tuple[str, Outcome]]) -> Figure:
+    """Heat map, setting by order, of the change of the first objective's margin relative to what Stage 1
+    gained. `outcomes[setting, order] = (label, outcome)`, order "A → B" or "B → A"."""
+    settings = list(dict.fromkeys(setting for setting, _ in outcomes))
+    orders = ("A → B", "B → A")
+    values = np.array([[outcomes[s, o][1].relative.value for o in orders] for s in settings])
+    figure, axis = plt.subplots(figsize=(7.6, 0.6 + 0.95 * len(settings)), layout="constrained")
+    sns.heatmap(
+        values,
+        ax=axis,
+        cmap="RdBu",
+        norm=TwoSlopeNorm(0, -2, 2),
+        linewidths=2,
+        xticklabels=["order A → B", "order B → A"],
+        yticklabels=settings,
+        cbar_kws={"label": "change in Stage 2 / gain in Stage 1", "extend": "both"},
+    )
+    for row, setting in enumerate(settings):
+        for column, order in enumerate(orders):
+            label, outcome = outcomes[setting, order]
+            r = outcome.relative
+            ink = "white" if abs(r.value) > 1.2 else "black"
+            for dy, text, weight in (
+                (0.26, label, "normal"),
+                (0.52, outcome.verdict, "bold"),
+                (0.78, f"{r.value:+.2f}  [{r.low:+.2f}, {r.high:+.2f}]", "normal"),
+            ):
+                axis.text(column + 0.5, row + dy, text, ha="center", va="center", color=ink, weight=weight, size=8.5)
+    axis.tick_params(length=0)
+    axis.set_yticklabels(settings, rotation=0)
+    axis.set_title("What the second stage did to the first objective", loc="left", weight="bold")
+    return figure
+
+
+def margin_paths(panels: Mapping[str, Mapping[str, Sequence[Interval]]]) -> Figure:
+    """Mean policy margin of both objectives after base, Stage 1 and Stage 2, a panel per setting and order.
+
+    `panels[title][objective]` holds three intervals; the objective trained first comes first.
+    """
+    figure, axes = _grid(len(panels), width=3.1, height=2.3, sharey=True)
+    for axis, (title, paths) in zip(axes.flat, panels.items(), strict=False):
+        for (objective, intervals), role in zip(paths.items(), COLOURS, strict=True):
+            x = np.arange(3) + (0.05 if role == "second" else -0.05)
+            y = np.array([i.value for i in intervals])
+            error = [y - [i.low for i in intervals], [i.high for i in intervals] - y]
+            marker = {"first": "o", "second": "s"}[role]
+            axis.errorbar(x, y, error, marker=marker, capsize=2, color=COLOURS[role], label=objective)
+        axis.axhline(0, color="0.7", lw=0.8, zorder=0)
+        axis.set(xticks=range(3), xticklabels=STAGES, title=title)
+        axis.legend(frameon=False, fontsize=8, handlelength=1.4)
+    for axis in axes[:, 0]:
+        axis.set_ylabel("policy margin\n(nats per token)")
+    return figure
+
+
+def change_distributions(changes: Mapping[str, np.ndarray]) -> Figure:
+    """Distribution over held-out pairs of Stage 2's change of the policy margin, averaged over seeds, a
+    violin per setting and order; a diamond marks the mean that an aggregate would report."""
+    figure, axis = plt.subplots(figsize=(7.6, 0.8 + 0.5 * len(changes)), layout="constrained")
+    pairs = [change.mean(0) for change in changes.values()]
+    limit = float(np.quantile(np.abs(np.concatenate(pairs)), 0.995))
+    for y, values in enumerate(pairs):
+        clipped = np.clip(values, -limit, limit)
+        sns.violinplot(x=clipped, y=y, orient="h", ax=axis, color="#b8cbe0", inner=None, cut=0, linewidth=0.6)
+        low, high = np.quantile(values, [0.25, 0.75])
+        axis.plot([low, high], [y, y], color="0.25", lw=3, solid_capstyle="butt")
+        axis.plot(values.mean(), y, "D", color="white", mec="black", ms=5)
+        against = np.mean(np.sign(values) != np.sign(values.mean()))
+        axis.text(1.01, y, f"{against:.0%}", transform=axis.get_yaxis_transform(), va="center", size=9)
+    axis.text(1.01, -0.75, "against\nthe mean", transform=axis.get_yaxis_transform(), va="bottom", size=8)
+    axis.axvline(0, color="0.4", lw=0.8)
+    axis.set_yticks(range(len(changes)), changes)
+    axis.set(xlabel="change of a pair's policy margin, Stage 1 → Stage 2 (nats per token)", ylabel="")
+    return figure
+
+
+def quartile_changes(panels: Mapping[str, Mapping[str, Sequence[Interval]]]) -> Figure:
+    """Mean change of the margin in each quartile of Stage-1 confidence, a panel per setting and order.
+
+    `panels[title][score]` holds four intervals; scores are the run's own Stage-1 margin and, as the
+    control for regression to the mean, that of the other seeds.
+    """
+    styles = {"own": ("o", "0.55", "--"), "independent": ("s", sns.color_palette("colorblind")[0], "-")}
+    figure, axes = _grid(len(panels), width=3.1, height=2.2, sharey=True)
+    for axis, (title, curves) in zip(axes.flat, panels.items(), strict=False):
+        for score, intervals in curves.items():
+            marker, colour, line = styles[score]
+            x = np.arange(4) + (0.06 if score == "independent" else -0.06)
+            y = np.array([i.value for i in intervals])
+            error = [y - [i.low for i in intervals], [i.high for i in intervals] - y]
+            label = {"own": "quartiles of the run's own Stage-1 margin", "independent": "of the other seeds' margin"}[
+                score
+            ]
+            axis.errorbar(x, y, error, marker=marker, color=colour, ls=line, capsize=2, label=label)
+        axis.axhline(0, color="0.7", lw=0.8, zorder=0)
+        axis.set(xticks=range(4), xticklabels=("Q1", "Q2", "Q3", "Q4"), title=title)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False)
+    for axis in axes[:, 0]:
+        axis.set_ylabel("mean change\n(nats per token)")
+    for axis in axes[-1]:
+        axis.set_xlabel("low → high confidence")
+    return figure
+
+
+def transition_bars(tables: Mapping[str, Mapping[str, float]]) -> Figure:
+    """What became of the first objective's pairs between Stage 1 and Stage 2, as shares of all pairs."""
+    figure, axis = plt.subplots(figsize=(7.6, 0.9 + 0.36 * len(tables)), layout="constrained")
+    left = np.zeros(len(tables))
+    for kind in TRANSITIONS:
+        shares = np.array([table[kind] for table in tables.values()])
+        axis.barh(range(len(tables)), shares, left=left, color=TRANSITION_COLOURS[kind], label=kind)
+        for y, (start, share) in enumerate(zip(left, shares, strict=True)):
+            if share > 0.04:
+                axis.text(start + share / 2, y, f"{share:.0%}", ha="center", va="center", size=8)
+        left += shares
+    axis.set_yticks(range(len(tables)), tables)
+    axis.invert_yaxis()
+    axis.set(xlim=(0, 1), xlabel="share of held-out pairs (right: policy margin above 0)")
+    axis.legend(ncols=4, frameon=False, loc="lower left", bbox_to_anchor=(0, 1), fontsize=9)
+    return figure
+
+
+def _grid(n: int, width: float, height: float, sharey: bool):
+    columns = min(n, 2 if n <= 4 else 4)
+    rows = -(-n // columns)
+    figure, axes = plt.subplots(
+        rows,
+        columns,
+        figsize=(width * columns, height * rows),
+        sharey=sharey,
+        squeeze=False,
+        layout="constrained",
+    )
+    for axis in axes.flat[n:]:
+        axis.remove()
+    return figure, axes

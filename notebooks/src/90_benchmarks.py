@@ -1,0 +1,164 @@
+# %% [markdown]
+# # 90 · What does it cost?
+#
+# Speeds are compared within one run, turn by turn, so that a slow moment of the machine meets both sides; the ratio is
+# what to read. Change the parameters to measure real sizes on a GPU.
+
+# %% tags=["parameters"]
+profile: str = "default"
+name: str = "90_benchmarks"
+device: str = "auto"
+dtype: str = "float32"
+workers: int = 1  # one: a benchmark shares the machine with nothing of ours
+
+architecture: str = "gpt_neox"  # or llama
+hidden_size: int = 64
+layers: int = 3
+heads: int = 4
+context: int = 64
+lora_rank: int = 8
+batch_size: int = 16  # pairs a step
+steps: int = 20  # timed steps of each turn
+turns: int = 5  # of each side, alternating
+
+# %%
+from preflab.parameters import Benchmarks
+
+P = Benchmarks.from_notebook(globals())
+
+# %%
+import tempfile
+import time
+
+import numpy as np
+import pandas as pd
+import torch
+from datasets import Dataset
+from transformers import TrainerCallback
+from trl import DPOConfig, DPOTrainer
+
+from preflab import claims, runs, worlds
+from preflab.likelihood import encode_pairs, pair_log_probs
+from preflab.models import (
+    Lora,
+    TinyConfig,
+    resolve_device,
+    resolve_dtype,
+    tiny_model,
+    trainable,
+    word_tokenizer,
+)
+from preflab.training.dpo import DPOSettings, train_dpo
+
+runs.prepare()
+run = runs.Run(P)
+pd.Series(runs.versions() | {"device": runs.device_name(P.device)}, name="version").to_frame()
+
+# %% [markdown]
+# ## A DPO step, ours and TRL's
+#
+# The same model, adapter, pairs and batch size, and both with reference log-probs computed beforehand. Ours trains on the
+# token weighting c; TRL's `DPOTrainer` on its `sigmoid` loss.
+
+# %%
+n = P.batch_size * (P.steps + 5)  # the first five steps of a turn warm up and are not timed
+tokenizer = word_tokenizer(worlds.vocabulary())
+pairs = worlds.preference_pairs(worlds.WORLDS["conflict"], "helpful", "train", n, np.random.default_rng(0))
+rows, _ = encode_pairs(pairs, tokenizer, P.context)
+shape = TinyConfig(P.architecture, P.hidden_size, P.layers, P.heads, P.context)
+device, dtype = resolve_device(P.device), resolve_dtype(P.dtype)
+
+
+def fresh_policy():
+    base = tiny_model(shape, tokenizer, seed=0).to(device, dtype)
+    return base, trainable(base, Lora(P.lora_rank, 2 * P.lora_rank), seed=0)
+
+
+base, _ = fresh_policy()
+reference = pair_log_probs(base, rows, tokenizer.pad_token_id, 64)
+
+
+def timed(ticks):
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    ticks.append(time.perf_counter())
+
+
+def ours():
+    ticks = []
+    _, policy = fresh_policy()
+    settings = DPOSettings(batch_size=P.batch_size, micro_batch_size=P.batch_size, beta=0.3)
+    train_dpo(
+        policy,
+        rows,
+        reference,
+        settings,
+        pad_token_id=tokenizer.pad_token_id,
+        seed=0,
+        on_step=lambda *_: timed(ticks),
+    )
+    return np.diff(ticks)[4:]
+
+
+class Ticks(TrainerCallback):
+    def __init__(self):
+        self.ticks = []
+
+    def on_step_end(self, *_, **__):
+        timed(self.ticks)
+
+
+def trls():
+    _, policy = fresh_policy()
+    ready = Dataset.from_list(
+        [
+            row | {"ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
+            for row, chosen, rejected in zip(pairs, reference.chosen.tolist(), reference.rejected.tolist(), strict=True)
+        ]
+    )
+    watch = Ticks()
+    with tempfile.TemporaryDirectory() as folder:
+        config = DPOConfig(
+            output_dir=folder,
+            beta=0.3,
+            per_device_train_batch_size=P.batch_size,
+            num_train_epochs=1,
+            precompute_ref_log_probs=True,
+            max_length=P.context,
+            gradient_checkpointing=False,
+            bf16=dtype == torch.bfloat16,
+            use_cpu=device.type == "cpu",
+            dataloader_pin_memory=False,
+            logging_strategy="no",
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+        )
+        trainer = DPOTrainer(policy, args=config, train_dataset=ready, processing_class=tokenizer, callbacks=[watch])
+        trainer.train()
+    return np.diff(watch.ticks)[4:]
+
+
+# %%
+turns = [(np.median(ours()), np.median(trls())) for _ in range(P.turns)]
+speed = pd.DataFrame(turns, columns=["ours, s a step", "TRL, s a step"])
+speed["ours / TRL"] = speed.iloc[:, 0] / speed.iloc[:, 1]
+speed.describe().loc[["min", "50%", "max"]].round(4)
+
+# %%
+ratio = speed["ours / TRL"]
+run.finish(
+    claims=[
+        claims.Claim(
+            "B1",
+            "A DPO step is no slower than TRL's with precomputed reference.",
+            "Median over turns of the ratio of median step times. Reproduced: at most 1; the range is that of the turns.",
+            float(ratio.median()),
+            (float(ratio.min()), float(ratio.max())),
+            claims.decide(ratio.median() <= 1, ratio.min() > 1),
+        )
+    ],
+    metrics={"dpo_step_seconds": {"ours": speed.iloc[:, 0].median(), "trl": speed.iloc[:, 1].median()}},
+    series={"ratio": ratio.tolist()},
+)
+print("one ratio for each of", len(ratio), "turns")
