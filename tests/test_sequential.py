@@ -119,7 +119,8 @@ def test_stages_do_not_depend_on_the_number_of_processes(monkeypatch, tmp_path):
         p = parameters(workers=workers, seeds=[0])
         sequential.base_folder(p)
         stages = sequential.all_stages(p)[1]
-        for folder in runs.parallel(partial(sequential.run_stage, p), stages, workers, "stages"):
+        runs.parallel(partial(sequential.run_stage, p), {"Stage 1": stages}, workers)
+        for folder in (sequential.run_stage(p, stage) for stage in stages):  # loads them
             found.append((folder.name, (folder / "history.json").read_bytes()))
     assert sorted(found[:2]) == sorted(found[2:])
 

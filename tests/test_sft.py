@@ -55,12 +55,13 @@ def test_the_seed_decides_and_the_global_generator_is_left_alone(make_model, tok
     assert runs[0] == runs[1] != runs[2]
 
 
-@pytest.mark.xfail(strict=True, reason="SFTTrainer's constructor seeds the global generators")
 def test_training_leaves_the_global_generator_alone(make_model, tokenizer, conversations):
     torch.manual_seed(12345)
-    state = torch.get_rng_state()
+    np.random.seed(12345)
+    state, numpys = torch.get_rng_state(), np.random.get_state()[1].copy()
     train_sft(make_model(dtype=torch.float32), tokenizer, conversations, replace(SETTINGS, steps=1), seed=0)
     assert torch.equal(torch.get_rng_state(), state)
+    assert (np.random.get_state()[1] == numpys).all()
 
 
 @pytest.mark.parametrize("cause", ["learning rate", "weights"])

@@ -10,7 +10,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -32,43 +33,56 @@ class Cache:
     def __init__(self, root: Path):
         self.root = Path(root)
 
+    def folder(self, kind: str, key: dict) -> Path:
+        """Where the entry is, or will be."""
+        return self.root / f"{kind}-{digest(_full_key(kind, key))}"
+
     def entry(self, kind: str, key: dict, build: Callable[[Path], None]) -> Path:
         """The folder for `key`, built by `build(folder)` where it is not there yet.
 
         `key` holds JSON values. Raises BadInput for a folder that cannot be written and for an entry
         whose files are not those that were stored.
         """
-        full_key = {"kind": kind, **key, "code": code_version(), "versions": library_versions()}
-        name = f"{kind}-{digest(full_key)}"
-        folder, partial = self.root / name, self.root / f"{name}.partial"
+        folder = self.folder(kind, key)
+        partial = folder.with_name(f"{folder.name}.partial")
+        with self._locked(folder.name):
+            if folder.exists():
+                _check(folder)
+                return folder
+            partial.mkdir(exist_ok=True)
+            build(partial)
+            files = sorted(f for f in partial.rglob("*") if f.is_file() and f.name != MANIFEST)
+            manifest = {"key": _full_key(kind, key), "files": {str(f.relative_to(partial)): _sha256(f) for f in files}}
+            (partial / MANIFEST).write_text(json.dumps(manifest, indent=1))
+            os.replace(partial, folder)
+        return folder
+
+    @contextmanager
+    def _locked(self, name: str) -> Iterator[None]:
+        lock = FileLock(self.root / f"{name}.lock")
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            with FileLock(self.root / f"{name}.lock"):
-                if not folder.exists():
-                    partial.mkdir(exist_ok=True)
-                    build(partial)
-                    files = sorted(f for f in partial.rglob("*") if f.is_file() and f.name != MANIFEST)
-                    manifest = {
-                        "key": full_key,
-                        "files": {str(f.relative_to(partial)): _sha256(f) for f in files},
-                    }
-                    (partial / MANIFEST).write_text(json.dumps(manifest, indent=1))
-                    os.replace(partial, folder)
-                else:
-                    _check(folder)
-        except (PermissionError, NotADirectoryError, FileExistsError) as error:
+            lock.acquire()
+        except OSError as error:
             raise BadInput(f"cache {self.root}: not writable ({error.strerror})") from error
-        return folder
+        try:
+            yield
+        finally:
+            lock.release()
 
     def clear(self) -> None:
         shutil.rmtree(self.root, ignore_errors=True)
+
+
+def _full_key(kind: str, key: dict) -> dict:
+    return {"kind": kind, **key, "code": code_version(), "versions": library_versions()}
 
 
 def _check(folder: Path) -> None:
     try:
         files = json.loads((folder / MANIFEST).read_text())["files"]
         bad = [name for name, sha in files.items() if _sha256(folder / name) != sha]
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         bad = [MANIFEST]
     if bad:
         raise BadInput(f"cache entry {folder}: {bad[0]} is not what was stored; delete the folder to rebuild it")

@@ -78,8 +78,8 @@ def pair_log_probs(model: PreTrainedModel, rows: list[dict], pad_token_id: int, 
     for some in _chunks(rows, batch_size):
         batch = collate(some, pad_token_id, model.device)
         log_probs = token_log_probs(model, batch).sum(1)
-        sums.append(torch.stack(log_probs.chunk(2)).double().cpu())  # (2, n)
-        counts.append(torch.stack(batch["completion_mask"][:, 1:].sum(1).chunk(2)).double().cpu())
+        sums.append(torch.stack(log_probs.chunk(2)).cpu().double())  # (2, n)
+        counts.append(torch.stack(batch["completion_mask"][:, 1:].sum(1).chunk(2)).cpu().double())
     model.train(was_training)
     (chosen, rejected), (chosen_tokens, rejected_tokens) = torch.cat(sums, 1), torch.cat(counts, 1)
     return PairLogProbs(chosen, rejected, chosen_tokens, rejected_tokens)

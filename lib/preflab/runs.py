@@ -13,8 +13,9 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import nullcontext
 from dataclasses import asdict, is_dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -156,8 +157,8 @@ class Progress:
     What stays in a committed notebook is the last line alone, and it does not depend on the machine.
     """
 
-    def __init__(self, what: str, total: int):
-        self.what, self.total, self.done = what, total, 0
+    def __init__(self, what: str, total: int, done: int = 0):
+        self.what, self.total, self.done = what, total, done
         self.handle = _display_handle()
         self._show("")
 
@@ -205,28 +206,37 @@ def prepare() -> None:
     torch.set_num_threads(1)
 
 
-def parallel(function: Callable, jobs: list, workers: int, what: str) -> list:
-    """[function(job) for job in jobs] in `workers` processes of one thread each, in the order of jobs.
+def parallel(
+    function: Callable, phases: dict[str, list], workers: int, ready: Callable[[Any], bool] = lambda job: False
+) -> None:
+    """function(job) for every job of every phase, in `workers` processes of one thread each.
 
-    `function` and jobs are picklable and each job stands alone. The first error stops the rest. On a
-    GPU use workers=1, which stays in this process.
+    Jobs of a phase stand alone and may need those of earlier phases. `function` and jobs are picklable;
+    what jobs make they leave in the cache, and those that are `ready` there are not sent out. The first
+    error stops the rest. On a GPU use workers=1, which stays in this process.
     """
-    progress = Progress(what, len(jobs))
-    if workers == 1 or len(jobs) < 2:
-        results = []
-        for job in jobs:
-            results.append(function(job))
-            progress.advance(str(job))
-        return results
+    missing = {what: [job for job in jobs if not ready(job)] for what, jobs in phases.items()}
+    workers = min(workers, max(map(len, missing.values())))
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(jobs)), context, prepare) as pool:
-        futures = {pool.submit(function, job): i for i, job in enumerate(jobs)}
-        results = [None] * len(jobs)
-        try:
-            for future in as_completed(futures):
-                results[futures[future]] = future.result()
-                progress.advance(str(jobs[futures[future]]))
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
-    return results
+    with ProcessPoolExecutor(workers, context, prepare) if workers > 1 else nullcontext() as pool:
+        for what, jobs in missing.items():
+            progress = Progress(what, len(phases[what]), done=len(phases[what]) - len(jobs))
+            for job in _done(function, jobs, pool):
+                progress.advance(str(job))
+
+
+def _done(function: Callable, jobs: list, pool: ProcessPoolExecutor | None) -> Iterator:
+    """The jobs as they get done."""
+    if pool is None:
+        for job in jobs:
+            function(job)
+            yield job
+        return
+    futures = {pool.submit(function, job): job for job in jobs}
+    try:
+        for future in as_completed(futures):
+            future.result()
+            yield futures[future]
+    except BaseException:
+        pool.shutdown(wait=True, cancel_futures=True)
+        raise

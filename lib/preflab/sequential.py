@@ -123,10 +123,15 @@ def loaded_pairs(p: SequentialSettings, setting: Setting, objective: str, seed: 
     return _load(setting.source, objective, p.revision, p.train_pairs, p.test_pairs, seed, fits)
 
 
+@lru_cache(maxsize=32)
+def _encode(pairs: Dataset, tokenizer: PreTrainedTokenizerBase, context: int) -> list[dict]:
+    return encode_pairs(pairs, tokenizer, context)[0]  # what is too long for the context has gone before
+
+
 def test_rows(p: SequentialSettings, setting: Setting, objective: str) -> tuple[Dataset, list[dict]]:
     """The held-out pairs, the same for every seed and stage: as text and encoded."""
     pairs = loaded_pairs(p, setting, objective, 0).test
-    return pairs, encode_pairs(pairs, base_tokenizer(p), p.context)[0]
+    return pairs, _encode(pairs, base_tokenizer(p), p.context)
 
 
 def data_key(p: SequentialSettings, setting: Setting, objective: str, seed: int) -> dict:
@@ -278,6 +283,10 @@ def run_stage(p: SequentialSettings, stage: Stage) -> Path:
     return runs.cache().entry("stage", stage_key(p, stage), lambda folder: _build_stage(p, stage, folder))
 
 
+def is_cached(p: SequentialSettings, stage: Stage) -> bool:
+    return runs.cache().folder("stage", stage_key(p, stage)).exists()
+
+
 def _build_stage(p: SequentialSettings, stage: Stage, folder: Path) -> None:
     model, tokenizer = base_model(p), base_tokenizer(p)
     history: list = []
@@ -286,7 +295,7 @@ def _build_stage(p: SequentialSettings, stage: Stage, folder: Path) -> None:
         if stage.path:
             loaded = loaded_pairs(p, stage.setting, stage.path[-1], stage.seed)
             data = loaded.report.as_dict()
-            rows = encode_pairs(loaded.train, tokenizer, p.context)[0]
+            rows = _encode(loaded.train, tokenizer, p.context)
             reference = _base_log_probs(p, stage, model, rows)  # before an adapter is on the base
             model = _starting_policy(p, stage, model)
             if p.stage2_reference == "stage1" and len(stage.path) > 1:

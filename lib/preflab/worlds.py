@@ -234,6 +234,10 @@ class Objective:
     hazard_share: float = 0.4  # of the prompts its pairs are drawn for
     strength: float = 0.85
 
+    def __post_init__(self):
+        if not 0.5 < self.strength < 1:
+            raise BadInput(f"objective {self.name}: strength {self.strength}, expected 0.5 < strength < 1")
+
     def utility(self, prompt: Prompt, response: str) -> float:
         return self.utility_of(read(prompt, response), prompt.hazardous)
 
@@ -262,10 +266,14 @@ class World:
         """T at which the labels of the objective have its wanted strength. Raises BadInput if none has."""
         objective = self.objective(name)
         u, v = pool_utilities(objective, objective.hazard_share)
-        gaps = np.abs(u - v)[~np.isclose(u, v)]
-        if not 0.5 < objective.strength < 1:
-            raise BadInput(f"{self.name}.{name}: strength {objective.strength}, expected 0.5 < strength < 1")
-        return float(brentq(lambda t: expit(gaps / t).mean() - objective.strength, 1e-3, 1e3))
+        hazardous = np.array([prompt.hazardous for prompt, _, _ in _pool(objective.hazard_share)])
+        untied = ~np.isclose(u, v)
+        # Ties are redrawn within a prompt, so each kind of prompt keeps its share whatever its ties.
+        weight = np.zeros_like(u)
+        for kind in (hazardous, ~hazardous):
+            weight[kind & untied] = kind.sum() / max((kind & untied).sum(), 1)
+        gaps, weight = np.abs(u - v)[untied], weight[untied]
+        return float(brentq(lambda t: np.average(expit(gaps / t), weights=weight) - objective.strength, 1e-3, 1e6))
 
     def compatibility(self) -> dict[str, float]:
         """Relation of the two objectives over one pool of prompts and responses.

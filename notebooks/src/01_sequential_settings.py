@@ -37,8 +37,8 @@ settings: dict = {  # name: [source, objective A, objective B]
 }
 data: str = ""  # folder that files: sources are relative to
 revision: str | None = None  # of hub: sources; recorded
-train_pairs: int = 1200  # per objective and seed
-test_pairs: int = 240  # per objective, the same for every seed; prompts never trained on
+train_pairs: int = 1040  # per objective and seed
+test_pairs: int = 200  # per objective, the same for every seed; prompts never trained on
 prompts: int = 16  # held-out prompts per objective that each stage answers
 max_new_tokens: int = 32
 seeds: list = [0, 1]  # of training pairs, adapter and batch order; the base model is one and fixed
@@ -195,8 +195,8 @@ base = unwrap(policy)
 # second run loads them, an interrupted one goes on.
 
 # %%
-for what, stages in zip(("base model scored", "Stage 1", "Stage 2"), sequential.all_stages(P), strict=True):
-    runs.parallel(partial(sequential.run_stage, P), stages, P.workers, what)
+phases = dict(zip(("base model scored", "Stage 1", "Stage 2"), sequential.all_stages(P), strict=True))
+runs.parallel(partial(sequential.run_stage, P), phases, P.workers, ready=partial(sequential.is_cached, P))
 sequences = [sequential.load_sequence(P, s, order) for s in all_settings for order in s.orders]
 
 # %% [markdown]
@@ -382,7 +382,7 @@ folder = run.finish(
     },
     data={
         f"{stage.setting.name}/{stage.path[0]}/seed {stage.seed}": sequential.load_stage(P, stage).data
-        for stage in sequential.all_stages(P)[1]
+        for stage in phases["Stage 1"]
     },
 )
 print("results in", "/".join(folder.parts[-3:]))

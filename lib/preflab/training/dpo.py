@@ -56,8 +56,8 @@ def train_dpo(
     """Train in place on encoded pairs against fixed reference log-probs (n pairs each).
 
     With `checkpoint`, the state is kept there every `checkpoint_every` updates and an interrupted call
-    goes on from it to the same numbers. Several accelerate processes share each batch and end with
-    the same weights as one. Raises BadInput when the loss or gradient stops being finite.
+    goes on from it to the same numbers. Several accelerate processes share each batch and, without
+    dropout, end with the same weights as one. Raises BadInput when the loss or gradient stops being finite.
     """
     if len(rows) != len(reference.chosen):
         raise BadInput(f"reference log-probs for {len(reference.chosen)} pairs, expected {len(rows)}")
@@ -110,7 +110,7 @@ def lr_factor(step: int, steps: int, warmup_share: float) -> float:
 def _update(model, rows, reference, indices, settings, pad_token_id, accelerator) -> StepLog:
     """Gradient of the mean loss over one batch, left in .grad, clipped; micro-batches go round the processes."""
     micro = [indices[i : i + settings.micro_batch_size] for i in range(0, len(indices), settings.micro_batch_size)]
-    totals = torch.zeros(3, device=model.device, dtype=torch.float64)  # loss, margin, correct
+    totals = torch.zeros(3, device=model.device, dtype=torch.promote_types(model.dtype, torch.float32))
     for p in model.parameters():  # not None: a process without a micro-batch has its zeros to add
         p.grad = torch.zeros_like(p) if p.requires_grad else None
     for some in micro[accelerator.process_index :: accelerator.num_processes]:
@@ -119,7 +119,7 @@ def _update(model, rows, reference, indices, settings, pad_token_id, accelerator
         ref = torch.cat([reference.chosen[some], reference.rejected[some]]).to(log_probs)
         c, loss, margins = dpo_weighting(log_probs.sum(1) - ref, batch["completion_mask"][:, 1:], settings.beta)
         (surrogate(c, log_probs) / len(indices)).backward()
-        totals += torch.stack([loss.sum(), margins.sum(), (margins > 0).sum()]).double()
+        totals += torch.stack([loss.sum(), margins.sum(), (margins > 0).sum()]).to(totals)  # loss, margin, correct
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     if accelerator.num_processes > 1:
         for gradient in gradients:

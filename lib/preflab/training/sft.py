@@ -1,11 +1,15 @@
 """Supervised fine-tuning through TRL: the base model everything else starts from."""
 
+import random
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from datasets import Dataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
 
 from preflab.errors import BadInput
 
@@ -51,14 +55,21 @@ def train_sft(
             dataloader_pin_memory=False,
             seed=seed,
         )
-        trainer = SFTTrainer(model, config, train_dataset=conversations, processing_class=tokenizer)
-        for callback in list(trainer.callback_handler.callbacks):
-            if type(callback).__name__ == "PrinterCallback":
-                trainer.remove_callback(callback)
-        with torch.random.fork_rng():
+        with _global_generators_kept():  # the Trainer seeds all of them
+            trainer = SFTTrainer(model, config, train_dataset=conversations, processing_class=tokenizer)
+            trainer.remove_callback(PrinterCallback)
             trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    if not all(map(torch.tensor(losses).isfinite().tolist().__getitem__, range(len(losses)))):
+    if not torch.tensor(losses).isfinite().all():
         raise BadInput(f"SFT loss became {losses[-1]}: lower learning_rate={settings.learning_rate}")
     model.eval()
     return losses
+
+
+@contextmanager
+def _global_generators_kept() -> Iterator[None]:
+    states = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        yield
+    random.setstate(states[0])
+    np.random.set_state(states[1])
