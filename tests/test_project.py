@@ -182,3 +182,56 @@ def test_no_text_names_a_folder_of_somebodys_machine():
         if file.suffix != ".png" and (hit := machine.search(file.read_text())):
             found[relative(file)] = hit[0]
     assert not found
+
+
+CLAIM_ROW = re.compile(r"^\| (\w+) \| .* \| (\S+?)(?: \[(\S+), (\S+)\])? \| \**([a-z ]+?)\** \|$", re.M)
+
+
+def readme_claims():
+    return {id_: (value, low, high, verdict) for id_, value, low, high, verdict in CLAIM_ROW.findall(readme())}
+
+
+def readme():
+    return (ROOT / "README.md").read_text()
+
+
+def test_readme_tells_the_verdicts_of_the_full_run():
+    metrics = yaml.safe_load((ROOT / "figures/full/01_sequential_settings/metrics.json").read_text())
+    told = readme_claims()
+    assert set(told) == {claim["id"] for claim in metrics["claims"]}
+    for claim in metrics["claims"]:
+        value, low, high, verdict = told[claim["id"]]
+        assert verdict == claim["verdict"], claim["id"]
+        assert float(value.replace("−", "-")) == pytest.approx(claim["value"], abs=0.006), claim["id"]
+        if claim["interval"] and None not in claim["interval"]:
+            ends = [float(end.replace("−", "-")) for end in (low, high)]
+            assert ends == pytest.approx(claim["interval"], abs=0.006), claim["id"]
+
+
+def test_readme_tells_what_the_worlds_are():
+    from preflab.worlds import WORLDS
+
+    for world in WORLDS.values():
+        relation = world.compatibility()
+        strengths = " / ".join(f"{objective.strength:.2f}" for objective in world.objectives)
+        numbers = f"| {relation['correlation']:+.2f} | {relation['disagreement']:.0%} | {strengths} |"
+        assert re.search(rf"^\| {world.name} \| .* {re.escape(numbers.replace('-', '−'))}$", readme(), re.M), numbers
+
+
+@pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\(((?!http)[^)]+)\)", (ROOT / "README.md").read_text()))))
+def test_readme_links_lead_somewhere(link):
+    assert (ROOT / link).exists()
+
+
+@pytest.mark.parametrize("folder", sorted((ROOT / "figures").glob("*/*")), ids=relative)
+def test_published_figures_have_their_provenance(folder):
+    """Every picture has a sidecar with its own hash, and comes from a clean, known commit."""
+    import hashlib
+
+    pictures = sorted(folder.glob("*.png"))
+    for picture in pictures:
+        sidecar = yaml.safe_load(picture.with_suffix(".json").read_text())
+        assert sidecar["sha256"] == hashlib.sha256(picture.read_bytes()).hexdigest()
+        assert re.fullmatch(r"[0-9a-f]{40}", sidecar["git"]["commit"])
+        assert sidecar["git"]["dirty"] is False
+    assert (folder / "metrics.json").exists() and (folder / "provenance.json").exists()

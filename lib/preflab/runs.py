@@ -42,7 +42,7 @@ class Run:
     """Collects what a notebook produces and puts it in place in one move: results/PROFILE/NAME/."""
 
     def __init__(self, parameters: Parameters):
-        self.parameters, self.started = parameters, time.time()
+        self.parameters, self.started, self.git = parameters, time.time(), git_state()
         self.folder = results_root() / parameters.profile / parameters.name
         # `preflab run` removes its own folder also where this process is killed.
         where = Path(os.environ.get("PREFLAB_STAGING") or self.folder.parent)
@@ -88,7 +88,7 @@ class Run:
             "parameters": values,
             "parameters_hash": digest(values),
             "preflab": preflab.__version__,
-            "git": git_state(),
+            "git": self.git,
             "versions": versions(),
             "platform": f"{platform.system()} {platform.machine()}",
             "device": device_name(self.parameters.device),
@@ -171,9 +171,14 @@ class Progress:
         detail = f"{line}  {label}" if self.done < self.total else line
         if self.handle:
             self.handle.update({"text/plain": detail}, raw=True)
-        if path := os.environ.get("PREFLAB_PROGRESS"):
-            with open(path, "a") as file:
-                file.write(f"{line}  {label}\n")
+        note(f"{line}  {label}")
+
+
+def note(line: str) -> None:
+    """A line of progress for `preflab run`, from any process of the run."""
+    if path := os.environ.get("PREFLAB_PROGRESS"):
+        with open(path, "a") as file:
+            file.write(f"{line}\n")
 
 
 def _display_handle():

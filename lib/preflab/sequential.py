@@ -39,7 +39,7 @@ from preflab.models import (
 )
 from preflab.pairs import LoadedPairs, load_pairs
 from preflab.parameters import SequentialSettings
-from preflab.training.dpo import DPOSettings, train_dpo
+from preflab.training.dpo import DPOSettings, StepLog, train_dpo
 from preflab.training.sft import SFTSettings, train_sft
 
 EVALUATION_BATCH = 64  # pairs
@@ -294,7 +294,8 @@ def _build_stage(p: SequentialSettings, stage: Stage, folder: Path) -> None:
     try:
         if stage.path:
             loaded = loaded_pairs(p, stage.setting, stage.path[-1], stage.seed)
-            data = loaded.report.as_dict()
+            source, *_ = p.settings[stage.setting.name]  # as the parameters name it, not where it lies here
+            data = loaded.report.as_dict() | {"source": source}
             rows = _encode(loaded.train, tokenizer, p.context)
             reference = _base_log_probs(p, stage, model, rows)  # before an adapter is on the base
             model = _starting_policy(p, stage, model)
@@ -309,6 +310,7 @@ def _build_stage(p: SequentialSettings, stage: Stage, folder: Path) -> None:
                 pad_token_id=tokenizer.pad_token_id,
                 seed=10 * stage.seed + len(stage.path),  # another batch order in Stage 2
                 checkpoint=checkpoint,
+                on_step=lambda step, steps, log: _note(stage, step, steps, log),
             )
             save_model(model, tokenizer, folder / "model")
             checkpoint.unlink(missing_ok=True)
@@ -317,6 +319,11 @@ def _build_stage(p: SequentialSettings, stage: Stage, folder: Path) -> None:
         unwrap(model)
     (folder / "history.json").write_text(json.dumps([asdict(log) for log in history]))
     (folder / "data.json").write_text(json.dumps(data))
+
+
+def _note(stage: Stage, step: int, steps: int, log: StepLog) -> None:
+    if step % 50 == 0:
+        runs.note(f"    {stage}: update {step} of {steps}, loss {log.loss:.3f}, accuracy {log.accuracy:.2f}")
 
 
 def _starting_policy(p: SequentialSettings, stage: Stage, base: PreTrainedModel) -> PreTrainedModel:
