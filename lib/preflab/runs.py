@@ -199,6 +199,7 @@ def _quiet() -> None:
 
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=UserWarning)
+    os.environ["TQDM_DISABLE"] = "1"  # TRL's
     datasets.disable_progress_bars()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()

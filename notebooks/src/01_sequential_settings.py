@@ -110,7 +110,7 @@ pd.Series(runs.versions() | {"device": runs.device_name(P.device), "seeds": P.se
 #
 # with the temperature $T$ set so that the labels have a wanted Bayes accuracy.
 
-# %%
+# %% tags=["nbval-check-output"]
 if all_settings[0].world:
     prompt = worlds.Prompt("fix", "old", "lamp", "at home")
     for response in (
@@ -125,7 +125,7 @@ if all_settings[0].world:
 # of response pairs on which they disagree. **Strength**: the Bayes accuracy of each objective's labels, which no model
 # can beat. In real data neither is known.
 
-# %%
+# %% tags=["nbval-check-output"]
 known = [s for s in all_settings if s.world]
 relations = {s.name: s.world.compatibility() for s in known}
 pd.DataFrame(
@@ -171,7 +171,7 @@ pd.Series(quality, name="sampled responses").to_frame().round(3)
 # Try it on two pairs. A fresh adapter is the base model, so every margin is 0, the loss is $\ln 2 = 0.6931$ and $w =
 # \beta/2$.
 
-# %%
+# %% tags=["nbval-check-output"]
 pairs = sequential.loaded_pairs(P, all_settings[0], all_settings[0].objectives[0], P.seeds[0]).train
 rows, _ = encode_pairs(pairs.select(range(2)), tokenizer, P.context)
 batch = collate(rows, tokenizer.pad_token_id, base.device)  # TRL's collator: 2 chosen rows above 2 rejected ones

@@ -33,8 +33,7 @@ import time
 import numpy as np
 import pandas as pd
 import torch
-from datasets import Dataset
-from transformers import TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
 from preflab import claims, runs, worlds
@@ -110,12 +109,6 @@ class Ticks(TrainerCallback):
 
 def trls():
     _, policy = fresh_policy()
-    ready = Dataset.from_list(
-        [
-            row | {"ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
-            for row, chosen, rejected in zip(pairs, reference.chosen.tolist(), reference.rejected.tolist(), strict=True)
-        ]
-    )
     watch = Ticks()
     with tempfile.TemporaryDirectory() as folder:
         config = DPOConfig(
@@ -123,7 +116,7 @@ def trls():
             beta=0.3,
             per_device_train_batch_size=P.batch_size,
             num_train_epochs=1,
-            precompute_ref_log_probs=True,
+            precompute_ref_log_probs=True,  # in the constructor, not in the steps
             max_length=P.context,
             gradient_checkpointing=False,
             bf16=dtype == torch.bfloat16,
@@ -134,7 +127,8 @@ def trls():
             report_to="none",
             disable_tqdm=True,
         )
-        trainer = DPOTrainer(policy, args=config, train_dataset=ready, processing_class=tokenizer, callbacks=[watch])
+        trainer = DPOTrainer(policy, args=config, train_dataset=pairs, processing_class=tokenizer, callbacks=[watch])
+        trainer.remove_callback(PrinterCallback)
         trainer.train()
     return np.diff(watch.ticks)[4:]
 

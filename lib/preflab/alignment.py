@@ -1,0 +1,137 @@
+"""Paper D's instrument: the gradient alignment G of a loss with the model's own final responses.
+
+    v      = grad of the NLL of D', at the current parameters
+    s[i,t] = grad log pi(y[i,t] | x[i], y[i,<t]) . v
+    G(component) = v . grad L(component) = - sum_{(i,t) in component} c[i,t] * s[i,t]
+
+(Eq. 3 of arXiv 2512.00778.) G > 0: a step of gradient descent on the component makes the final responses
+more likely. One backward pass gives v and one forward-mode pass gives s for every token, so that G of any
+component of any weighting, down to single pairs and tokens, is a masked sum. The obvious way needs a
+backward pass per component. Forward-mode AD needs eager attention.
+"""
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch.func import functional_call, jvp
+from transformers import PreTrainedModel
+
+from preflab.errors import BadInput
+from preflab.likelihood import token_log_probs
+
+Gradient = dict[str, torch.Tensor]  # by parameter name, each of its parameter's shape
+
+
+def parameters_of(model: PreTrainedModel, containing: str = "") -> dict[str, torch.nn.Parameter]:
+    """The trainable parameters: all, an adapter's, or those whose name contains a text (one layer's).
+
+    Raises BadInput where there are none.
+    """
+    found = {name: p for name, p in model.named_parameters() if p.requires_grad and containing in name}
+    if not found:
+        raise BadInput(f"parameters containing {containing!r}: none is trainable")
+    return found
+
+
+def nll_gradient(
+    model: PreTrainedModel,
+    batches: Iterable[dict[str, torch.Tensor]],
+    parameters: Mapping[str, torch.nn.Parameter],
+    reduction: str = "sum",
+) -> Gradient:
+    """v: gradient of the NLL of responses, averaged over them, accumulated in float32 or better.
+
+    Args:
+        batches: input_ids, attention_mask, completion_mask, each (n, seq); their responses are D'.
+        reduction: "sum" takes -log pi(y'|x') of a response, as the paper's formula prints it; "mean"
+            divides by its number of tokens, as the group's earlier code does.
+    """
+    if reduction not in ("sum", "mean"):
+        raise BadInput(f"reduction={reduction!r}: expected sum or mean")
+    total, responses = {}, 0
+    for batch in batches:
+        nll = -token_log_probs(model, batch).sum(1)
+        if reduction == "mean":
+            nll = nll / batch["completion_mask"][:, 1:].sum(1)
+        for name, g in zip(parameters, torch.autograd.grad(nll.sum(), list(parameters.values())), strict=True):
+            g = g.to(torch.promote_types(g.dtype, torch.float32))
+            total[name] = total[name] + g if name in total else g
+        responses += len(nll)
+    if not responses:
+        raise BadInput("final responses: none given, expected at least one")
+    return {name: g / responses for name, g in total.items()}
+
+
+@torch.no_grad()
+def token_alignment(model: PreTrainedModel, batch: dict[str, torch.Tensor], v: Gradient) -> torch.Tensor:
+    """s: the derivative of every response token's log-prob along v, in one forward-mode pass.
+
+    (n, seq - 1), zero off the response. Its memory is that of a forward pass: give it as many sequences
+    at once as fit, and s of all is the concatenation. Raises BadInput for a model without eager attention.
+    """
+    if model.config._attn_implementation != "eager":
+        raise BadInput(f"attention {model.config._attn_implementation!r}: forward-mode AD needs 'eager'")
+    parameters = dict(model.named_parameters())
+    primal = {name: parameters[name] for name in v}
+    tangent = {name: g.to(parameters[name].dtype) for name, g in v.items()}
+
+    def log_probs(moving: dict[str, torch.Tensor]) -> torch.Tensor:
+        return token_log_probs(_Functional(model, moving), batch)
+
+    return jvp(log_probs, (primal,), (tangent,))[1]
+
+
+class _Functional:
+    """A model called with some of its parameters replaced."""
+
+    def __init__(self, model: PreTrainedModel, replaced: dict[str, torch.Tensor]):
+        self.model, self.replaced = model, replaced
+
+    def __call__(self, *args, **kwargs):
+        return functional_call(self.model, self.replaced, args, kwargs)
+
+
+def alignment(c: torch.Tensor, s: torch.Tensor, components: Mapping[str, torch.Tensor], n: int) -> dict[str, float]:
+    """G of each component of the mean loss over n pairs (or samples): - sum(mask * c * s) / n, in float64.
+
+    c and s are (rows, seq - 1), as is each component's mask. Components that split the tokens add up.
+    """
+    product = -(c.double() * s.double()) / n
+    return {name: float((product * mask).sum()) for name, mask in components.items()}
+
+
+def sign_components(c: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The whole, positive learning (c > 0) and negative learning (c < 0), as masks."""
+    return {"whole": torch.ones_like(c, dtype=torch.bool), "positive": c > 0, "negative": c < 0}
+
+
+def tertile_components(weight: torch.Tensor, mask: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Bottom, middle and top third by weight of what the mask holds: masks of equal sizes up to one.
+
+    `weight` and `mask` have one shape: DPO's w and which pairs there are, or PPO's |A| and which tokens.
+    Ties go by position.
+    """
+    order = torch.where(mask, weight, torch.inf).flatten().argsort(stable=True)
+    rank = torch.empty_like(order)
+    rank[order] = torch.arange(len(order), device=order.device)
+    third = (rank * 3 // mask.sum().clamp(min=1)).view_as(mask)
+    return {name: mask & (third == i) for i, name in enumerate(("bottom", "middle", "top"))}
+
+
+def dot(a: Gradient, b: Gradient) -> float:
+    """Inner product over all parameters, in float64."""
+    return float(sum((a[name].double() * b[name].double()).sum() for name in a))
+
+
+def cosine(a: Gradient, b: Gradient) -> float:
+    """dot / (|a| |b|); NaN where one is zero. In many dimensions near zero by default: compare it with
+    the cosine of two halves of the same data."""
+    norm = (dot(a, a) * dot(b, b)) ** 0.5
+    return dot(a, b) / norm if norm else float("nan")
+
+
+@torch.no_grad()
+def mean_nll(model: PreTrainedModel, batches: Iterable[dict[str, torch.Tensor]]) -> float:
+    """Mean over responses of their summed NLL, in float64: what G predicts the change of."""
+    nll = torch.cat([-token_log_probs(model, batch).sum(1).double() for batch in batches])
+    return float(nll.mean())

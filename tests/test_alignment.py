@@ -1,0 +1,186 @@
+"""G against independent derivatives: one backward pass per component, finite differences, a case by hand."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from preflab import alignment
+from preflab.errors import BadInput
+from preflab.likelihood import collate, token_log_probs
+from preflab.weightings import dpo_weighting, surrogate
+
+BETA = 0.3
+
+
+def masked_nll(model, batch):
+    """NLL of responses, written again: a loop over rows and tokens."""
+    logits = model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    total = 0.0
+    for row in range(len(logits)):
+        for t in range(1, logits.shape[1]):
+            if batch["completion_mask"][row, t]:
+                total = total - F.log_softmax(logits[row, t - 1], -1)[batch["input_ids"][row, t]]
+    return total
+
+
+@pytest.fixture(params=["gpt_neox", "llama"])
+def case(request, make_model, make_rows):
+    """A policy off its reference, a batch of pairs, D' from the other pairs' chosen responses, c."""
+
+    def build(dtype, lora):
+        policy, rows = make_model(request.param, rank=lora, dtype=dtype), make_rows(7)
+        pairs = collate(rows[:4], 0, torch.device("cpu"))
+        final = {k: t[:3] for k, t in collate(rows[4:7], 0, torch.device("cpu")).items()}
+        with torch.no_grad():
+            ratios = token_log_probs(policy, pairs).sum(1) + torch.linspace(-2, 2, 8, dtype=dtype)
+        c, *_ = dpo_weighting(ratios, pairs["completion_mask"][:, 1:], BETA)
+        return policy, pairs, final, c
+
+    return build
+
+
+def nine_components(c):
+    pairs = c.abs().amax(1)[: len(c) // 2]  # w of each pair
+    thirds = alignment.tertile_components(pairs, torch.ones_like(pairs, dtype=torch.bool))
+    by_pair = {name: torch.cat([m, m])[:, None].expand_as(c) for name, m in thirds.items()}
+    some = torch.rand(c.shape, generator=torch.Generator().manual_seed(0)) < 0.5
+    return {**alignment.sign_components(c), **by_pair, "mask": some, "other": ~some}
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-6), (torch.float32, 1e-4)])
+@pytest.mark.parametrize("lora", [0, 4], ids=["full", "lora"])
+def test_agrees_with_one_backward_pass_per_component(case, dtype, tolerance, lora):
+    """Eager attention takes its softmax in float32, in either mode of AD, which bounds float64 to 1e-6."""
+    policy, pairs, final, c = case(dtype, lora)
+    parameters = alignment.parameters_of(policy)
+    v = alignment.nll_gradient(policy, [final], parameters)
+    found = alignment.alignment(c, alignment.token_alignment(policy, pairs, v), nine_components(c), n=4)
+
+    target = torch.autograd.grad(masked_nll(policy, final) / 3, list(parameters.values()))
+    scale = max(map(abs, found.values()))
+    for name, mask in nine_components(c).items():
+        loss = surrogate(c * mask, token_log_probs(policy, pairs)) / 4
+        gradient = torch.autograd.grad(loss, list(parameters.values()))
+        direct = sum(float((g.double() * t.double()).sum()) for g, t in zip(gradient, target, strict=True))
+        assert found[name] == pytest.approx(direct, abs=tolerance * scale), name
+
+
+def test_components_add_up_to_the_whole(case):
+    policy, pairs, final, c = case(torch.float64, 0)
+    v = alignment.nll_gradient(policy, [final], alignment.parameters_of(policy))
+    g = alignment.alignment(c, alignment.token_alignment(policy, pairs, v), nine_components(c), n=4)
+    for split in (("positive", "negative"), ("bottom", "middle", "top"), ("mask", "other")):
+        assert sum(g[name] for name in split) == pytest.approx(g["whole"], rel=1e-12)
+
+
+def test_predicts_the_change_of_a_small_step(case):
+    """A step of gradient descent of size eta lowers the NLL of D' by eta * G."""
+    policy, pairs, final, c = case(torch.float64, 0)
+    parameters = alignment.parameters_of(policy)
+    v = alignment.nll_gradient(policy, [final], parameters)
+    g = alignment.alignment(c, alignment.token_alignment(policy, pairs, v), nine_components(c), n=4)["whole"]
+    moved, eta = copy.deepcopy(policy), 1e-4
+    gradient = torch.autograd.grad(surrogate(c, token_log_probs(policy, pairs)) / 4, list(parameters.values()))
+    with torch.no_grad():
+        for p, step in zip(alignment.parameters_of(moved).values(), gradient, strict=True):
+            p.sub_(eta * step)
+    change = alignment.mean_nll(moved, [final]) - alignment.mean_nll(policy, [final])
+    assert change == pytest.approx(-eta * g, rel=0.05)
+
+
+def test_does_not_depend_on_how_data_are_cut_into_batches(case):
+    policy, pairs, final, _ = case(torch.float64, 4)
+    parameters = alignment.parameters_of(policy)
+    whole = alignment.nll_gradient(policy, [final], parameters)
+    cut = alignment.nll_gradient(policy, [{k: t[i : i + 1] for k, t in final.items()} for i in range(3)], parameters)
+    for name in whole:
+        assert torch.allclose(whole[name], cut[name], atol=1e-6)
+    s = alignment.token_alignment(policy, pairs, whole)
+    halves = [
+        alignment.token_alignment(policy, {k: t[r] for k, t in pairs.items()}, whole) for r in (range(4), range(4, 8))
+    ]
+    assert torch.allclose(s, torch.cat(halves), atol=1e-6)
+    assert not s[pairs["completion_mask"][:, 1:] == 0].any()
+
+
+def test_mean_nll_weighs_each_response_by_its_length(case):
+    policy, _, final, _ = case(torch.float64, 0)
+    parameters = alignment.parameters_of(policy)
+    rows = [{k: t[i : i + 1] for k, t in final.items()} for i in range(3)]
+    lengths = [row["completion_mask"][:, 1:].sum() for row in rows]
+    assert len(set(map(int, lengths))) > 1
+    by_hand = [alignment.nll_gradient(policy, [row], parameters) for row in rows]
+    mean = alignment.nll_gradient(policy, [final], parameters, reduction="mean")
+    for name in mean:
+        expected = sum(g[name] / n for g, n in zip(by_hand, lengths, strict=True)) / 3
+        assert torch.allclose(mean[name], expected, atol=1e-6)
+
+
+class Softmax(torch.nn.Module):
+    """A policy that is a table of logits: one distribution over three words, whatever came before."""
+
+    def __init__(self, logits):
+        super().__init__()
+        self.logits = torch.nn.Parameter(torch.tensor(logits, dtype=torch.float64))
+        self.config = type("Config", (), {"_attn_implementation": "eager"})
+
+    def forward(self, input_ids, attention_mask=None, use_cache=None):
+        return type("Output", (), {"logits": self.logits.expand(*input_ids.shape, 3)})
+
+
+def test_a_case_by_hand():
+    """pi = softmax(z): grad_z log pi(a) = e_a - pi. With pi = (1/2, 1/4, 1/4), D' = {0} and a pair that
+    prefers 0 to 1: v = pi - e_0 = (-1/2, 1/4, 1/4); s(0) = (e_0 - pi).v = -3/8; s(1) = (e_1 - pi).v = 3/8;
+    G = -(w s(0) - w s(1)) = 3/4 w, half of it from either side."""
+    policy = Softmax([2.0, 2.0, 2.0])
+    with torch.no_grad():
+        policy.logits.copy_(torch.tensor([0.5, 0.25, 0.25]).log())
+
+    def one_word(*words):
+        ids = torch.tensor([[2, word] for word in words])
+        return {
+            "input_ids": ids,
+            "attention_mask": torch.ones_like(ids),
+            "completion_mask": torch.tensor([[0, 1]]).expand_as(ids),
+        }
+
+    v = alignment.nll_gradient(policy, [one_word(0)], alignment.parameters_of(policy))
+    assert v["logits"].tolist() == pytest.approx([-0.5, 0.25, 0.25])
+    s = alignment.token_alignment(policy, one_word(0, 1), v)
+    assert s.flatten().tolist() == pytest.approx([-3 / 8, 3 / 8])
+    w = 0.15
+    c = torch.tensor([[w], [-w]], dtype=torch.float64)
+    g = alignment.alignment(c, s, alignment.sign_components(c), n=1)
+    assert g == pytest.approx({"whole": 0.75 * w, "positive": 0.375 * w, "negative": 0.375 * w})
+
+
+def test_tertiles_are_equal_thirds_of_what_the_mask_holds():
+    weight = torch.tensor([[5.0, 1.0, 9.0], [2.0, 7.0, 3.0]])
+    mask = torch.tensor([[True, True, True], [True, False, True]])
+    thirds = alignment.tertile_components(weight, mask)
+    assert [weight[m].tolist() for m in thirds.values()] == [[1.0, 2.0], [5.0, 3.0], [9.0]]
+    assert sum(m.int() for m in thirds.values()).bool().equal(mask)
+
+
+def test_cosine_by_hand():
+    a, b = ({"x": torch.tensor(x), "y": torch.tensor(y)} for x, y in (([3.0, 0.0], [4.0]), ([3.0, 4.0], [0.0])))
+    assert alignment.dot(a, b) == 9.0
+    assert alignment.cosine(a, b) == pytest.approx(9 / 25)
+    assert alignment.cosine(a, {"x": torch.zeros(2), "y": torch.zeros(1)}) != alignment.cosine(a, b)
+
+
+def test_bad_input_is_one_line(case):
+    policy, pairs, final, _ = case(torch.float64, 4)
+    parameters = alignment.parameters_of(policy)
+    with pytest.raises(BadInput, match="reduction='total': expected sum or mean"):
+        alignment.nll_gradient(policy, [final], parameters, reduction="total")
+    with pytest.raises(BadInput, match="final responses: none given"):
+        alignment.nll_gradient(policy, [], parameters)
+    with pytest.raises(BadInput, match=r"containing 'layers\.99': none is trainable"):
+        alignment.parameters_of(policy, "layers.99")
+    v = alignment.nll_gradient(policy, [final], parameters)
+    policy.config._attn_implementation = "sdpa"
+    with pytest.raises(BadInput, match="needs 'eager'"):
+        alignment.token_alignment(policy, pairs, v)
