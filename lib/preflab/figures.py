@@ -23,30 +23,35 @@ def theme() -> None:
 
 def outcome_map(outcomes: Mapping[tuple[str, str], tuple[str, Outcome]]) -> Figure:
     """Heat map, setting by order, of the change of the first objective's margin relative to what Stage 1
-    gained. `outcomes[setting, order] = (label, outcome)`, order "A → B" or "B → A"."""
+    gained. `outcomes[setting, order] = (label, outcome)`, order "A → B" or "B → A". Where Stage 1 gained
+    nothing there is nothing to relate to, and the cell stays grey."""
     settings = list(dict.fromkeys(setting for setting, _ in outcomes))
     orders = ("A → B", "B → A")
     values = np.array([[outcomes[s, o][1].relative.value for o in orders] for s in settings])
-    figure, axis = plt.subplots(figsize=(7.6, 0.6 + 0.95 * len(settings)), layout="constrained")
+    unlearned = np.array([[outcomes[s, o][1].verdict == "not learned" for o in orders] for s in settings])
+    figure, axis = plt.subplots(figsize=(7.6, 1.4 + 0.85 * len(settings)), layout="constrained")
+    axis.set_facecolor("0.9")
     sns.heatmap(
         values,
         ax=axis,
+        mask=unlearned,
         cmap="RdBu",
         norm=TwoSlopeNorm(0, -2, 2),
         linewidths=2,
         xticklabels=["order A → B", "order B → A"],
         yticklabels=settings,
-        cbar_kws={"label": "change in Stage 2 / gain in Stage 1", "extend": "both"},
+        cbar_kws={"label": "Stage-2 change / Stage-1 gain", "extend": "both", "ticks": range(-2, 3)},
     )
     for row, setting in enumerate(settings):
         for column, order in enumerate(orders):
             label, outcome = outcomes[setting, order]
             r = outcome.relative
-            ink = "white" if abs(r.value) > 1.2 else "black"
+            ink = "white" if abs(r.value) > 1.2 and not unlearned[row, column] else "black"
+            number = "" if unlearned[row, column] else f"{r.value:+.2f}  [{r.low:+.2f}, {r.high:+.2f}]"
             for dy, text, weight in (
                 (0.26, label, "normal"),
                 (0.52, outcome.verdict, "bold"),
-                (0.78, f"{r.value:+.2f}  [{r.low:+.2f}, {r.high:+.2f}]", "normal"),
+                (0.78, number, "normal"),
             ):
                 axis.text(column + 0.5, row + dy, text, ha="center", va="center", color=ink, weight=weight, size=8.5)
     axis.tick_params(length=0)
