@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 NAMES := $(basename $(notdir $(wildcard notebooks/src/*.py)))
 
 .DEFAULT_GOAL := help
-.PHONY: help env reproduce test lab notebooks figures clean-cache
+.PHONY: help env reproduce test bench lab notebooks figures clean-cache
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -28,6 +28,9 @@ test: env  ## Lint, check the format, run the tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pytest
+
+bench: env  ## Measure speeds against TRL and against plain autograd
+	$(BIN)/preflab run 90_benchmarks --profile $(PROFILE)
 
 lab: env  ## Open the notebooks in JupyterLab
 	$(BIN)/jupyter lab notebooks

@@ -21,6 +21,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.figure import Figure
@@ -55,8 +56,9 @@ class Run:
         atexit.register(shutil.rmtree, self.staging, ignore_errors=True)
 
     def figure(self, name: str, figure: Figure) -> Figure:
-        """Keep a figure as NAME.png. Returns it, so that a cell can end with this call and show it."""
+        """Keep a figure as NAME.png. Returns it, closed, so that a cell that ends with this call shows it once."""
         figure.savefig(self.staging / f"{name}.png", dpi=150, bbox_inches="tight", metadata={"Software": None})
+        plt.close(figure)
         return figure
 
     def finish(
