@@ -162,6 +162,8 @@ def test_tertiles_are_equal_thirds_of_what_the_mask_holds():
     thirds = alignment.tertile_components(weight, mask)
     assert [weight[m].tolist() for m in thirds.values()] == [[1.0, 2.0], [5.0, 3.0], [9.0]]
     assert sum(m.int() for m in thirds.values()).bool().equal(mask)
+    few = torch.tensor([[True, False, True], [False, True, False]])  # thirds of what is held, not of all
+    assert [weight[m].tolist() for m in alignment.tertile_components(weight, few).values()] == [[5.0], [7.0], [9.0]]
 
 
 def test_cosine_by_hand():

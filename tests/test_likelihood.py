@@ -233,8 +233,8 @@ def test_what_cannot_be_had_is_named_in_one_line(what, make_model, tokenizer, tm
             r"^architecture='rnn': expected gpt_neox",
         ),
         "device": (
-            lambda: resolve_device("tpu"),
-            r"^device='tpu': not on this machine, expected .* auto, .*cpu$",
+            lambda: resolve_device("mps" if torch.cuda.is_available() else "cuda"),
+            r"^device='(cuda|mps)': not on this machine, expected .* auto, .*cpu$",
         ),
         "dtype": (lambda: resolve_dtype("int8"), r"^dtype='int8': expected float32, float64 or bfloat16$"),
     }[what]
