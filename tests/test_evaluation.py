@@ -12,12 +12,12 @@ from preflab.evaluation import (
     Interval,
     accuracy,
     bootstrap,
+    bootstrap_each,
     dpo_margin,
     independent_score,
     outcome,
     policy_margin,
     quartile_means,
-    quartiles,
     shared_spread,
     transitions,
 )
@@ -54,18 +54,18 @@ def test_transitions_by_hand():
 
 
 @pytest.mark.parametrize("n", [4, 5, 6, 7, 100, 101])
-def test_quartiles_are_of_equal_size_and_in_order(n, rng):
-    score = rng.normal(size=(3, n))
-    bins = quartiles(score)
-    for row, values in zip(bins, score, strict=True):
-        sizes = np.bincount(row, minlength=4)
-        assert sizes.sum() == n and sizes.max() - sizes.min() <= 1
-        assert all(values[row == q].max() < values[row == q + 1].min() for q in range(3))
-
-
-def test_ties_go_by_position():
-    assert quartiles(np.zeros(8)).tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
-    assert quartiles(np.array([5.0, 1.0, 1.0, 0.0])).tolist() == [3, 1, 2, 0]
+def test_quartile_means_are_of_equal_parts_in_order(n, rng):
+    """Against the ranks, written out: rank r of n is in quartile 4 r // n."""
+    change, score = rng.normal(size=(3, n)), rng.normal(size=(3, n)).round(1)  # with ties
+    expected = np.zeros(4)
+    for values, scores in zip(change, score, strict=True):
+        parts = [[], [], [], []]
+        for rank, i in enumerate(sorted(range(n), key=lambda i, s=scores: (s[i], i))):
+            parts[4 * rank // n].append(values[i])
+        sizes = [len(part) for part in parts]
+        assert max(sizes) - min(sizes) <= 1
+        expected += [np.mean(part) / 3 for part in parts]
+    assert quartile_means(change, score) == pytest.approx(expected)
 
 
 def test_quartile_means_by_hand():
@@ -171,3 +171,11 @@ def test_every_branch_of_the_verdict(gain, change, spread, verdict, rng):
 def test_a_gain_that_noise_can_explain_is_not_learned(rng):
     base, stage1 = rng.normal(size=(2, 3, 50))
     assert outcome(base, stage1 + 0.05, stage1 - 5, rng, 200).verdict == "not learned"
+
+
+def test_statistics_computed_together_share_their_resamples(rng):
+    change = rng.normal(size=(2, 40))
+    together = bootstrap_each(lambda c: (c.mean(), 2 * c.mean()), change, rng=np.random.default_rng(1), resamples=100)
+    alone = bootstrap(np.mean, change, rng=np.random.default_rng(1), resamples=100)
+    assert together[0] == alone
+    assert (together[1].low, together[1].high) == pytest.approx((2 * alone.low, 2 * alone.high))

@@ -162,3 +162,12 @@ def test_settings_that_cannot_be(settings, message):
 
 def test_defaults_are_the_notebooks():
     assert set(defaults(NOTEBOOK)) == set(type(parameters()).model_fields)
+
+
+def test_a_model_by_name_goes_the_same_way():
+    """Hub models have no other code path than a folder in Hugging Face's format."""
+    p = parameters()
+    named = parameters(model=sequential.base_folder(p))
+    stage = sequential.Stage(only_setting(p), ("helpful",), 0)
+    assert sequential.stage_key(named, stage) != sequential.stage_key(p, stage)
+    assert sequential.load_stage(named, stage).history == sequential.load_stage(p, stage).history

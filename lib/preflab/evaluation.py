@@ -4,7 +4,7 @@ Arrays over held-out pairs have shape (seeds, pairs) unless a docstring says oth
 the same for every seed, the training data, adapters and batch order are not.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,12 +44,6 @@ def transitions(before: np.ndarray, after: np.ndarray) -> dict[str, float]:
     return {name: float(cell.mean()) for name, cell in zip(TRANSITIONS, cells, strict=True)}
 
 
-def quartiles(score: np.ndarray) -> np.ndarray:
-    """Quartile 0..3 of each entry within the last axis, equal sizes up to one, ties by position."""
-    ranks = score.argsort(-1, kind="stable").argsort(-1, kind="stable")
-    return ranks * 4 // score.shape[-1]
-
-
 def independent_score(score: np.ndarray) -> np.ndarray:
     """For each seed the mean score of the *other* seeds: what a pair's margin is worth without this run's
     own noise. Binning on it removes regression to the mean. Raises BadInput for fewer than two seeds."""
@@ -60,9 +54,12 @@ def independent_score(score: np.ndarray) -> np.ndarray:
 
 
 def quartile_means(change: np.ndarray, score: np.ndarray) -> np.ndarray:
-    """Mean change in each quartile of the score, averaged over seeds: (4,)."""
-    bins = quartiles(score)
-    return np.array([np.mean([c[b == q].mean() for c, b in zip(change, bins, strict=True)]) for q in range(4)])
+    """Mean change in each quartile of the score, averaged over seeds: (4,). Quartiles are of each seed's
+    pairs, of equal size up to one, ties by position."""
+    pairs = score.shape[-1]
+    in_order = np.take_along_axis(change, score.argsort(-1, kind="stable"), -1)
+    starts = -(-np.arange(5) * pairs // 4)  # where quartile q = rank * 4 // pairs begins
+    return (np.add.reduceat(in_order, starts[:4], axis=-1) / np.diff(starts)).mean(0)
 
 
 def shared_spread(change: np.ndarray) -> float:
@@ -100,13 +97,25 @@ def bootstrap(
     """Percentile interval over seeds and pairs: both axes of every (seeds, pairs) array are resampled,
     the same way for all arrays. With one seed it speaks of pairs alone; with few seeds the seed part
     is rough, and is too narrow rather than too wide."""
+    (interval,) = bootstrap_each(lambda *a: [statistic(*a)], *arrays, rng=rng, resamples=resamples, level=level)
+    return interval
+
+
+def bootstrap_each(
+    statistics: Callable[..., Sequence[float]],
+    *arrays: np.ndarray,
+    rng: np.random.Generator,
+    resamples: int = 1000,
+    level: float = 0.95,
+) -> list[Interval]:
+    """`bootstrap` of several statistics that are computed together, on the same resamples."""
     seeds, pairs = arrays[0].shape
-    draws = np.empty(resamples)
-    for i in range(resamples):
+    draws = []
+    for _ in range(resamples):
         rows, columns = rng.integers(seeds, size=seeds), rng.integers(pairs, size=pairs)
-        draws[i] = statistic(*(a[np.ix_(rows, columns)] for a in arrays))
-    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(statistic(*arrays)), float(low), float(high))
+        draws.append(statistics(*(a[np.ix_(rows, columns)] for a in arrays)))
+    ends = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return [Interval(*map(float, triple)) for triple in zip(statistics(*arrays), *ends, strict=True)]
 
 
 # --- the verdict on one setting and order -------------------------------------------------------

@@ -294,16 +294,7 @@ run.figure("transitions", figures.transition_bars(tables))
 
 # %%
 def quartile_intervals(change, score):
-    def mean_of(q):
-        return evaluation.bootstrap(
-            lambda c, s: evaluation.quartile_means(c, s)[q],
-            change,
-            score,
-            rng=rng,
-            resamples=P.resamples // 2,
-        )
-
-    return [mean_of(q) for q in range(4)]
+    return evaluation.bootstrap_each(evaluation.quartile_means, change, score, rng=rng, resamples=P.resamples)
 
 
 quartile_curves = {}
