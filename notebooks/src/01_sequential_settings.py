@@ -294,7 +294,7 @@ run.figure("transitions", figures.transition_bars(tables))
 
 # %%
 def quartile_intervals(change, score):
-    return evaluation.bootstrap_each(evaluation.quartile_means, change, score, rng=rng, resamples=P.resamples)
+    return evaluation.bootstrap_each(evaluation.quartile_means, change, score, rng=rng, resamples=P.resamples // 2)
 
 
 quartile_curves = {}
