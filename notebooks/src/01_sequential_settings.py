@@ -94,6 +94,7 @@ from preflab.weightings import dpo_weighting, surrogate
 
 runs.prepare()
 figures.theme()
+pd.options.display.max_colwidth = None
 run = runs.Run(P)
 rng = np.random.default_rng(0)  # of the bootstrap
 all_settings = sequential.settings_of(P)
@@ -337,6 +338,10 @@ if P.show_texts:
                 print(f"      {stage:8} {results[0].samples[i]['response']}")
 
 # %% [markdown]
+# **Read it.** A margin ranks two given responses and says nothing of what the model would say itself. Where the objectives
+# conflict, a second stage can break the language as it turns the margins around: look for repeated words and for sentences
+# that mix an answer with a refusal. Preference accuracy alone would not have shown it.
+#
 # ## Claims
 #
 # Each rule was written before its run; the library's `claims.py` holds them. With few seeds an interval over seeds is
