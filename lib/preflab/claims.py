@@ -100,14 +100,17 @@ def depends_on_relationship(cells: list[Cell], rng: np.random.Generator, resampl
 
 
 def _relationship(cells: list[Cell], rng: np.random.Generator | None) -> float:
-    relative = []
-    for cell in cells:
-        rows, columns = (np.arange(n) for n in cell.base.shape)
-        if rng is not None:
-            rows, columns = (rng.integers(n, size=n) for n in cell.base.shape)
-        pick = np.ix_(rows, columns)
-        relative.append(cell.change[pick].mean() / (cell.stage1 - cell.base)[pick].mean())
+    relative = [_relative_change(cell, rng) for cell in cells]
     return float(spearmanr([cell.compatibility for cell in cells], relative).statistic)
+
+
+def _relative_change(cell: Cell, rng: np.random.Generator | None) -> float:
+    """Mean change over mean gain; with a generator, of resampled seeds and pairs."""
+    change, gain = cell.change, cell.stage1 - cell.base
+    if rng is not None:
+        pick = np.ix_(*(rng.integers(n, size=n) for n in gain.shape))
+        change, gain = change[pick], gain[pick]
+    return change.mean() / gain.mean()
 
 
 def depends_on_order(cells: list[Cell], rng: np.random.Generator, resamples: int) -> Claim:
@@ -116,10 +119,10 @@ def depends_on_order(cells: list[Cell], rng: np.random.Generator, resamples: int
     level = 1 - 0.05 / len(orders)
     gaps = []
     for both in orders.values():
-        one, other = (_relative_draws(cell, rng, resamples) for cell in both)
-        draws = one[1] - other[1]
-        low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
-        gaps.append(Interval(one[0] - other[0], float(low), float(high)))
+        one, other = (_relative_change(cell, None) for cell in both)
+        draws = [[_relative_change(cell, rng) for _ in range(resamples)] for cell in both]
+        low, high = np.quantile(np.subtract(*draws), [(1 - level) / 2, (1 + level) / 2])
+        gaps.append(Interval(one - other, float(low), float(high)))
     widest = max(gaps, key=lambda gap: max(gap.low, -gap.high))  # the gap clearest of zero
     return Claim(
         "S3",
@@ -130,14 +133,6 @@ def depends_on_order(cells: list[Cell], rng: np.random.Generator, resamples: int
         (widest.low, widest.high),
         decide(any(g.low * g.high > 0 for g in gaps), all(g.within(0.1) for g in gaps)),
     )
-
-
-def _relative_draws(cell: Cell, rng: np.random.Generator, resamples: int) -> tuple[float, np.ndarray]:
-    gain, draws = cell.stage1 - cell.base, np.empty(resamples)
-    for i in range(resamples):
-        pick = np.ix_(*(rng.integers(n, size=n) for n in gain.shape))
-        draws[i] = cell.change[pick].mean() / gain[pick].mean()
-    return cell.change.mean() / gain.mean(), draws
 
 
 def aggregates_hide_pairs(cells: list[Cell], rng: np.random.Generator, resamples: int) -> Claim:

@@ -328,9 +328,8 @@ def _note(stage: Stage, step: int, steps: int, log: StepLog) -> None:
 
 def _starting_policy(p: SequentialSettings, stage: Stage, base: PreTrainedModel) -> PreTrainedModel:
     """Stage 1 starts with a fresh adapter on the base, Stage 2 goes on with Stage 1's."""
-    base = base if p.lora_rank else copy.deepcopy(base)
     if not stage.parent.path:
-        return trainable(base, lora(p), stage.seed)
+        return trainable(base if p.lora_rank else copy.deepcopy(base), lora(p), stage.seed)
     folder = run_stage(p, stage.parent) / "model"
     return load_trained(folder, base, resolve_device(p.device), resolve_dtype(p.dtype))
 

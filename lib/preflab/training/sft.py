@@ -29,7 +29,8 @@ def train_sft(
     settings: SFTSettings,
     seed: int,
 ) -> list[float]:
-    """Train in place on (prompt, completion) rows, the loss on completions alone. Returns the logged losses.
+    """Train in place: on (prompt, completion) rows with the loss on completions alone, or on rows of whole
+    `messages` with the loss on every token. Returns the logged losses.
 
     Raises BadInput when the loss stops being a number.
     """
