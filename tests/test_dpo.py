@@ -214,7 +214,6 @@ def test_micro_batches_agree(rank, setup, train):
     results = []
     for size in (16, 8, 4, 5):
         policy, rows, reference = setup(rank=rank, n=40)
-        policy.set_attn_implementation("sdpa")  # eager attention takes its softmax in float32
         log = train(policy, rows, reference, replace(SETTINGS, batch_size=16, micro_batch_size=size))
         results.append((log, weights(policy)))
     for log, end in results[1:]:
@@ -226,7 +225,6 @@ def test_micro_batches_agree(rank, setup, train):
 def _train_and_save(setup, train, settings, path):
     torch.set_num_threads(1)
     policy, rows, reference = setup(n=16)
-    policy.set_attn_implementation("sdpa")  # eager attention takes its softmax in float32
     log = train(policy, rows, reference, settings)
     rank = PartialState().process_index
     torch.save(([vars(entry) for entry in log], weights(policy)), f"{path}.{rank}")

@@ -1,11 +1,13 @@
 """Generation: padding must not change what a model says, sampling must be seeded."""
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from preflab import worlds
 from preflab.errors import BadInput
 from preflab.generation import generate
-from preflab.models import TinyConfig, tiny_model, word_tokenizer
+from preflab.models import ATTENTION, TinyConfig, tiny_model, word_tokenizer
 
 PROMPTS = ["how do i fix the old lamp at home ?", "how do i fix", "lamp"]
 
@@ -36,3 +38,24 @@ def test_sampling_is_seeded_and_differs_from_greedy(speaker):
 def test_a_prompt_without_room_is_refused(speaker):
     with pytest.raises(BadInput, match=r"prompt of \d+ tokens: expected fewer than .* 64"):
         ask(speaker, [" ".join(["lamp"] * 70)])
+
+
+@pytest.mark.parametrize("key_value_heads", [4, 2, 1])
+def test_written_out_attention_is_the_fused_one(key_value_heads):
+    """Also where heads share keys, under left padding, and in bfloat16, whose softmax is float32."""
+    config = LlamaConfig(
+        vocab_size=50, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=key_value_heads,
+    )  # fmt: skip
+    ids = torch.arange(20).reshape(2, 10)
+    mask = torch.ones_like(ids)
+    mask[0, :4] = 0
+    for dtype, tolerance in ((torch.float64, 1e-6), (torch.bfloat16, 0.05)):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model = AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION, dtype=dtype).eval()
+        ours = model(ids, attention_mask=mask).logits[mask.bool()]
+        model.set_attn_implementation("sdpa")
+        theirs = model(ids, attention_mask=mask).logits[mask.bool()]
+        assert ours.isfinite().all()
+        assert torch.allclose(ours, theirs, atol=tolerance)

@@ -54,7 +54,7 @@ def test_token_log_probs_are_the_loop_over_softmax(architecture, make_model, mak
         expected, first = by_hand(model, prompt, response), len(prompt) - 1  # entry t speaks of token t + 1
         assert row[first : first + len(response)].tolist() == pytest.approx(
             expected, rel=1e-6
-        )  # eager softmax is float32
+        )  # Llama's norm is float32
         assert row[:first].eq(0).all() and row[first + len(response) :].eq(0).all()
 
 
@@ -69,7 +69,6 @@ def test_responses_end_in_eos_and_prompts_in_the_assistant_marker(make_rows, tok
 
 def test_a_pair_does_not_depend_on_its_batch(make_model, make_rows, tokenizer):
     model, rows = make_model().train(), make_rows(6)
-    model.set_attn_implementation("sdpa")  # eager attention takes its softmax in float32
     together = pair_log_probs(model, rows, tokenizer.pad_token_id, batch_size=6)
     assert model.training  # as it was
     for size in (1, 4):
@@ -156,7 +155,7 @@ def test_models_are_saved_in_the_common_formats(architecture, make_model, make_r
     batch = collate(rows, tokenizer.pad_token_id, CPU)
     expected = token_log_probs(model, batch)
     for loaded in (
-        AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float64, attn_implementation="eager"),
+        AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float64, attn_implementation="exact"),
         load_model(str(tmp_path), CPU, torch.float64),
         load_trained(tmp_path, None, CPU, torch.float64),
     ):

@@ -7,17 +7,19 @@
 (Eq. 3 of arXiv 2512.00778.) G > 0: a step of gradient descent on the component makes the final responses
 more likely. One backward pass gives v and one forward-mode pass gives s for every token, so that G of any
 component of any weighting, down to single pairs and tokens, is a masked sum. The obvious way needs a
-backward pass per component. Forward-mode AD needs eager attention.
+backward pass per component. Forward-mode AD needs attention that is written out (`models.exact_attention`).
 """
 
 from collections.abc import Iterable, Mapping
 
 import torch
-from torch.func import functional_call, jvp
+from torch.autograd import forward_ad
+from torch.func import functional_call
 from transformers import PreTrainedModel
 
 from preflab.errors import BadInput
 from preflab.likelihood import token_log_probs
+from preflab.models import ATTENTION
 
 Gradient = dict[str, torch.Tensor]  # by parameter name, each of its parameter's shape
 
@@ -67,18 +69,16 @@ def token_alignment(model: PreTrainedModel, batch: dict[str, torch.Tensor], v: G
     """s: the derivative of every response token's log-prob along v, in one forward-mode pass.
 
     (n, seq - 1), zero off the response. Its memory is that of a forward pass: give it as many sequences
-    at once as fit, and s of all is the concatenation. Raises BadInput for a model without eager attention.
+    at once as fit, and s of all is the concatenation. Raises BadInput for a model with fused attention.
     """
-    if model.config._attn_implementation != "eager":
-        raise BadInput(f"attention {model.config._attn_implementation!r}: forward-mode AD needs 'eager'")
+    attention = model.config._attn_implementation
+    if attention not in (ATTENTION, "eager"):
+        raise BadInput(f"attention {attention!r}: forward-mode AD needs {ATTENTION!r} or 'eager'")
     parameters = dict(model.named_parameters())
-    primal = {name: parameters[name] for name in v}
-    tangent = {name: g.to(parameters[name].dtype) for name, g in v.items()}
-
-    def log_probs(moving: dict[str, torch.Tensor]) -> torch.Tensor:
-        return token_log_probs(_Functional(model, moving), batch)
-
-    return jvp(log_probs, (primal,), (tangent,))[1]
+    with forward_ad.dual_level():
+        moving = {n: forward_ad.make_dual(parameters[n].detach(), g.to(parameters[n].dtype)) for n, g in v.items()}
+        log_probs = token_log_probs(_Functional(model, moving), batch)
+        return forward_ad.unpack_dual(log_probs).tangent
 
 
 class _Functional:

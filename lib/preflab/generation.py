@@ -1,8 +1,5 @@
 """Responses of a model to prompts: batched, left-padded, greedy or sampled."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -26,7 +23,7 @@ def generate(
     """
     context = model.config.max_position_embeddings
     texts = []
-    with torch.random.fork_rng(), _fused_attention(model):
+    with torch.random.fork_rng():
         torch.manual_seed(seed)  # generate() samples from the global generator
         for start in range(0, len(prompts), batch_size):
             batch = tokenizer.apply_chat_template(
@@ -52,15 +49,3 @@ def generate(
             )
             texts += tokenizer.batch_decode(output[:, length:], skip_special_tokens=True)
     return texts
-
-
-@contextmanager
-def _fused_attention(model: PreTrainedModel) -> Iterator[None]:
-    """Eager attention is for derivatives; here it is slower, and in float64 its float32 softmax makes
-    NaN of left padding, which attends to nothing."""
-    before = model.config._attn_implementation
-    model.config._attn_implementation = "sdpa"
-    try:
-        yield
-    finally:
-        model.config._attn_implementation = before

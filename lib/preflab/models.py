@@ -13,6 +13,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import (
+    AttentionInterface,
     AutoModelForCausalLM,
     AutoTokenizer,
     GPTNeoXConfig,
@@ -21,6 +22,7 @@ from transformers import (
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
+from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
 from preflab.errors import BadInput
 
@@ -64,6 +66,42 @@ def resolve_dtype(dtype: str) -> torch.dtype:
     if dtype not in ("float32", "float64", "bfloat16"):
         raise BadInput(f"dtype={dtype!r}: expected float32, float64 or bfloat16")
     return getattr(torch, dtype)
+
+
+# --- attention ----------------------------------------------------------------------------------
+
+ATTENTION = "exact"  # the name under which transformers knows the function below
+
+
+def exact_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **_,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """softmax(q k^T * scaling + mask) v, written out: forward-mode AD needs that.
+
+    transformers' "eager" takes the softmax in float32 whatever the model's dtype, which costs float64 half
+    its digits and makes NaN of left padding there; this takes it in the model's dtype, or float32 if that
+    is less. query is (batch, heads, seq, head size); key and value may have fewer heads. Returns
+    (batch, seq, heads, head size) and the attention weights.
+    """
+    if (groups := query.shape[1] // key.shape[1]) > 1:  # grouped-query attention
+        key, value = (t.repeat_interleave(groups, dim=1) for t in (key, value))
+    scores = query @ key.transpose(2, 3) * scaling
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    weights = torch.softmax(scores, -1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(query.dtype)
+    weights = torch.nn.functional.dropout(weights, dropout, training=module.training)
+    return (weights @ value).transpose(1, 2).contiguous(), weights
+
+
+AttentionInterface.register(ATTENTION, exact_attention)
+AttentionMaskInterface.register(ATTENTION, eager_mask)
 
 
 # --- tokenizers ---------------------------------------------------------------------------------
@@ -120,7 +158,7 @@ class TinyConfig:
 
 
 def tiny_model(config: TinyConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
-    """A randomly initialised causal LM in float32 with eager attention (forward-mode AD needs it)."""
+    """A randomly initialised causal LM in float32."""
     shape = {
         "vocab_size": len(tokenizer),
         "hidden_size": config.hidden_size,
@@ -141,7 +179,7 @@ def tiny_model(config: TinyConfig, tokenizer: PreTrainedTokenizerBase, seed: int
         raise BadInput(f"architecture={config.architecture!r}: expected gpt_neox or llama")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # transformers initialises from the global generator
-        model = AutoModelForCausalLM.from_config(hf_config, attn_implementation="eager", dtype=torch.float32)
+        model = AutoModelForCausalLM.from_config(hf_config, attn_implementation=ATTENTION, dtype=torch.float32)
     return model.eval()
 
 
@@ -152,7 +190,7 @@ def load_model(name: str, device: torch.device, dtype: torch.dtype, revision: st
             name,
             revision=revision,
             dtype=dtype,
-            attn_implementation="eager",
+            attn_implementation=ATTENTION,
             use_safetensors=True,
             trust_remote_code=False,
         )
