@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from preflab import runs, sequential
+from preflab import bases, runs, sequential
 from preflab.errors import BadInput
 from preflab.evaluation import dpo_margin
 from preflab.likelihood import encode_pairs, pair_log_probs
@@ -38,8 +38,8 @@ def only_setting(p):
 
 def margins_of_training_pairs(p, stage, model_stage):
     """DPO margins, under the weights of `model_stage`, of the pairs that `stage` trains on."""
-    base, tokenizer = sequential.base_model(p), sequential.base_tokenizer(p)
-    pairs = sequential.loaded_pairs(p, stage.setting, stage.path[-1], stage.seed).train
+    base, tokenizer = bases.base_model(p), bases.base_tokenizer(p)
+    pairs = sequential.stage_pairs(p, stage).train
     rows, _ = encode_pairs(pairs, tokenizer, p.context)
     reference = pair_log_probs(base, rows, tokenizer.pad_token_id, 64)
     folder = sequential.run_stage(p, model_stage) / "model"
@@ -84,11 +84,11 @@ def test_stage_2_against_stage_1_starts_at_ln_2():
 
 def test_full_fine_tuning_leaves_the_base_alone():
     p = parameters(lora_rank=0, learning_rate=1e-3)
-    before = {k: v.clone() for k, v in sequential.base_model(p).state_dict().items()}
+    before = {k: v.clone() for k, v in bases.base_model(p).state_dict().items()}
     stage = sequential.Stage(only_setting(p), ("helpful", "harmless"), 0)
     folder = sequential.run_stage(p, stage) / "model"
     assert (folder / "model.safetensors").exists()
-    assert all(torch.equal(v, before[k]) for k, v in sequential.base_model(p).state_dict().items())
+    assert all(torch.equal(v, before[k]) for k, v in bases.base_model(p).state_dict().items())
     margins = margins_of_training_pairs(p, stage, stage.parent)
     first = sequential.load_stage(p, stage).history[0]
     assert first["margin"] == pytest.approx(margins[first_batch(p, stage)].mean(), rel=1e-9)
@@ -104,7 +104,7 @@ def test_base_margins_are_zero_and_pairs_are_shared_by_seeds():
         assert sequence.dpo_margins[objective][1:].all()
         base = sequence.policy_margins[objective][0]
         assert (base[0] == base[1]).all()
-    seeds = [sequential.loaded_pairs(p, setting, "helpful", seed) for seed in p.seeds]
+    seeds = [bases.loaded_pairs(p, setting.source, "helpful", seed) for seed in p.seeds]
     assert seeds[0].test.to_list() == seeds[1].test.to_list()
     assert seeds[0].train.to_list() != seeds[1].train.to_list()
 
@@ -117,7 +117,7 @@ def test_stages_do_not_depend_on_the_number_of_processes(monkeypatch, tmp_path):
     for workers in (1, 2):
         monkeypatch.setenv("PREFLAB_RESULTS", str(tmp_path / str(workers)))
         p = parameters(workers=workers, seeds=[0])
-        sequential.base_folder(p)
+        bases.base_folder(p)
         stages = sequential.all_stages(p)[1]
         runs.parallel(partial(sequential.run_stage, p), {"Stage 1": stages}, workers)
         for folder in (sequential.run_stage(p, stage) for stage in stages):  # loads them
@@ -167,7 +167,7 @@ def test_defaults_are_the_notebooks():
 def test_a_model_by_name_goes_the_same_way():
     """Hub models have no other code path than a folder in Hugging Face's format."""
     p = parameters()
-    named = parameters(model=sequential.base_folder(p))
+    named = parameters(model=bases.base_folder(p))
     stage = sequential.Stage(only_setting(p), ("helpful",), 0)
     assert sequential.stage_key(named, stage) != sequential.stage_key(p, stage)
     assert sequential.load_stage(named, stage).history == sequential.load_stage(p, stage).history

@@ -34,6 +34,11 @@ CHAT_TEMPLATE = (
     "{% else %}<user>{{ message['content'] }}{% endif %}"
     "{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
 )
+PLAIN_TEMPLATE = (  # of text alone, for tokenizers without markers of their own
+    "{% for message in messages %}"
+    "{{ ('' if loop.first else '\\n') + '<|' + message['role'] + '|>\\n' + message['content'] + eos_token }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '\\n<|assistant|>\\n' }}{% endif %}"
+)
 LORA_TARGETS = {  # every linear projection of a block, as in paper S
     "gpt_neox": ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"],
     "llama": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
@@ -199,14 +204,20 @@ def load_model(name: str, device: torch.device, dtype: torch.dtype, revision: st
     return model.to(device).eval()
 
 
-def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerBase:
-    """A saved or hub tokenizer with a chat template and a pad token. Raises BadInput where one lacks."""
+def load_tokenizer(name: str, revision: str | None = None, plain: bool = False) -> PreTrainedTokenizerBase:
+    """A saved or hub tokenizer with a chat template and a pad token.
+
+    With `plain`, one without a template gets PLAIN_TEMPLATE: for a model that SFT is about to teach it.
+    Raises BadInput where it cannot be loaded or lacks a template.
+    """
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise BadInput(f"tokenizer {name!r}: not loadable: {first_line(error)}") from error
+    if tokenizer.chat_template is None and plain:
+        tokenizer.chat_template = PLAIN_TEMPLATE
     if tokenizer.chat_template is None:
-        raise BadInput(f"tokenizer {name!r}: has no chat template, expected a chat or instruct model")
+        raise BadInput(f"tokenizer {name!r}: has no chat template, expected a chat or instruct model, or sft_source")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

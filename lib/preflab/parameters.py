@@ -20,9 +20,10 @@ from preflab.errors import BadInput
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
-
-
+Seed = Annotated[int, Field(ge=0)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
+SOURCE = r"^(world|hub|files):."
+Source = Annotated[str, Field(pattern=SOURCE)]
 
 
 class Parameters(BaseModel):
@@ -55,53 +56,74 @@ class Parameters(BaseModel):
             raise BadInput(f"{where}: {_explain(error.errors()[0], cls)}") from None
 
 
-class SequentialSettings(Parameters):
-    """01_sequential_settings. A setting is [source, objective, objective]."""
+class Experiment(Parameters):
+    """What every notebook that trains has: data, base model, seeds. Sources are world:NAME, hub:REPO or files:PATH."""
 
-    settings: Annotated[dict[str, Annotated[list[str], Field(min_length=3, max_length=3)]], Field(min_length=1)]
     data: str
     revision: str | None
     train_pairs: Count
     test_pairs: Annotated[int, Field(ge=8)]
-    prompts: Count
     max_new_tokens: Count
-    seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+    seeds: Annotated[list[Seed], Field(min_length=1)]
     model: str
     model_revision: str | None
+    sft_source: Source | None
     architecture: Literal["gpt_neox", "llama"]
     hidden_size: Annotated[int, Field(ge=8)]
     layers: Count
     heads: Count
     context: Annotated[int, Field(ge=16)]
     vocabulary: Annotated[int, Field(ge=512)]
-    base_seed: Annotated[int, Field(ge=0)]
+    base_seed: Seed
     sft_steps: Count
     sft_batch_size: Count
     sft_learning_rate: Positive
+    lora_rank: Annotated[int, Field(ge=0)]
+    lora_alpha: Count
+    lora_dropout: Share
+    checkpoint_every: Count
+    show_texts: bool
+
+    def sources(self) -> list[tuple[str, str]]:
+        """Every (source, objective) that pairs are taken from."""
+        raise NotImplementedError
+
+    @model_validator(mode="after")
+    def _possible(self) -> "Experiment":
+        if self.hidden_size % self.heads:
+            raise ValueError(f"hidden_size={self.hidden_size}: expected a multiple of heads={self.heads}")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds={self.seeds}: expected different numbers")
+        if self.sft_source and self.model == "tiny":
+            raise ValueError(
+                f"sft_source={self.sft_source!r}: expected none for model='tiny', which speaks its own data"
+            )
+        return self
+
+
+class SequentialSettings(Experiment):
+    """01_sequential_settings. A setting is [source, objective, objective]."""
+
+    settings: Annotated[dict[str, Annotated[list[str], Field(min_length=3, max_length=3)]], Field(min_length=1)]
+    prompts: Count
     beta: Positive
     learning_rate: Positive
     batch_size: Count
     micro_batch_size: Count
     epochs: Count
     warmup_share: Share
-    lora_rank: Annotated[int, Field(ge=0)]
-    lora_alpha: Count
-    lora_dropout: Share
     stage2_reference: Literal["base", "stage1"]
-    checkpoint_every: Count
     resamples: Annotated[int, Field(ge=100)]
-    show_texts: bool
+
+    def sources(self) -> list[tuple[str, str]]:
+        return [(source, o) for source, *objectives in self.settings.values() for o in objectives]
 
     @model_validator(mode="after")
-    def _possible(self) -> "SequentialSettings":
-        if self.hidden_size % self.heads:
-            raise ValueError(f"hidden_size={self.hidden_size}: expected a multiple of heads={self.heads}")
+    def _settings_possible(self) -> "SequentialSettings":
         if self.batch_size > self.train_pairs:
             raise ValueError(f"batch_size={self.batch_size}: expected at most train_pairs={self.train_pairs}")
-        if len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"seeds={self.seeds}: expected different numbers")
         for name, (source, *objectives) in self.settings.items():
-            if not re.match(r"(world|hub|files):.", source):
+            if not re.match(SOURCE, source):
                 raise ValueError(f"settings.{name}={source!r}: expected world:NAME, hub:REPO or files:PATH")
             if objectives[0] == objectives[1]:
                 raise ValueError(f"settings.{name}: both objectives are {objectives[0]!r}, expected two different ones")

@@ -8,7 +8,6 @@ so both orders, all notebooks and interrupted runs share what is already trained
 import copy
 import json
 from dataclasses import asdict, dataclass
-from functools import cache, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -18,29 +17,23 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from preflab import runs, worlds
-from preflab.errors import BadInput
+from preflab.bases import (
+    base_key,
+    base_model,
+    base_tokenizer,
+    check_sources,
+    data_key,
+    encoded,
+    loaded_pairs,
+    world_of,
+)
 from preflab.evaluation import dpo_margin, policy_margin
 from preflab.generation import generate
-from preflab.likelihood import PairLogProbs, encode_pairs, pair_log_probs
-from preflab.models import (
-    Lora,
-    TinyConfig,
-    bpe_tokenizer,
-    load_model,
-    load_tokenizer,
-    load_trained,
-    resolve_device,
-    resolve_dtype,
-    save_model,
-    tiny_model,
-    trainable,
-    unwrap,
-    word_tokenizer,
-)
-from preflab.pairs import LoadedPairs, load_pairs
+from preflab.likelihood import PairLogProbs, pair_log_probs
+from preflab.models import Lora, load_trained, resolve_device, resolve_dtype, save_model, trainable, unwrap
+from preflab.pairs import LoadedPairs
 from preflab.parameters import SequentialSettings
 from preflab.training.dpo import DPOSettings, StepLog, train_dpo
-from preflab.training.sft import SFTSettings, train_sft
 
 EVALUATION_BATCH = 64  # pairs
 
@@ -55,8 +48,7 @@ class Setting:
 
     @property
     def world(self) -> worlds.World | None:
-        kind, _, name = self.source.partition(":")
-        return worlds.get_world(name) if kind == "world" else None
+        return world_of(self.source)
 
     @property
     def orders(self) -> tuple[tuple[str, str], tuple[str, str]]:
@@ -78,24 +70,9 @@ class Stage:
 
 
 def settings_of(p: SequentialSettings) -> list[Setting]:
-    """The settings named in the parameters. `files:` paths are relative to the parameter `data`.
-
-    Raises BadInput for a world or world objective that does not exist, and for a mix of worlds and
-    other sources under one tiny base model, which could speak only one of their languages.
-    """
-    settings = []
-    for name, (source, first, second) in p.settings.items():
-        kind, _, where = source.partition(":")
-        if kind == "files":
-            source = f"files:{(runs.project_root() / p.data / where).resolve()}"
-        setting = Setting(name, source, (first, second))
-        if setting.world:
-            for objective in setting.objectives:
-                setting.world.objective(objective)
-        settings.append(setting)
-    if p.model == "tiny" and len({s.world is None for s in settings}) > 1:
-        raise BadInput("settings: one tiny model cannot carry worlds and other sources, expected one kind")
-    return settings
+    """The settings named in the parameters. Raises BadInput as `check_sources` does."""
+    check_sources(p)
+    return [Setting(name, source, (first, second)) for name, (source, first, second) in p.settings.items()]
 
 
 def all_stages(p: SequentialSettings) -> tuple[list[Stage], list[Stage], list[Stage]]:
@@ -108,125 +85,15 @@ def all_stages(p: SequentialSettings) -> tuple[list[Stage], list[Stage], list[St
     )
 
 
-# --- data ---------------------------------------------------------------------------------------
-
-
-@lru_cache(maxsize=32)
-def _load(source, objective, revision, n_train=None, n_test=None, seed=0, fits=None) -> LoadedPairs:
-    """`load_pairs`, once a process for the same arguments."""
-    return load_pairs(source, objective, revision=revision, max_train=n_train, max_test=n_test, seed=seed, fits=fits)
-
-
-def loaded_pairs(p: SequentialSettings, setting: Setting, objective: str, seed: int) -> LoadedPairs:
-    """Pairs of one objective. The seed draws the training pairs; evaluation uses seed 0's test pairs."""
-    fits = None if setting.world else _fits(p)
-    return _load(setting.source, objective, p.revision, p.train_pairs, p.test_pairs, seed, fits)
-
-
-@lru_cache(maxsize=32)
-def _encode(pairs: Dataset, tokenizer: PreTrainedTokenizerBase, context: int) -> list[dict]:
-    return encode_pairs(pairs, tokenizer, context)[0]  # what is too long for the context has gone before
+def stage_pairs(p: SequentialSettings, stage: Stage) -> LoadedPairs:
+    """The pairs that a stage trains on."""
+    return loaded_pairs(p, stage.setting.source, stage.path[-1], stage.seed)
 
 
 def test_rows(p: SequentialSettings, setting: Setting, objective: str) -> tuple[Dataset, list[dict]]:
     """The held-out pairs, the same for every seed and stage: as text and encoded."""
-    pairs = loaded_pairs(p, setting, objective, 0).test
-    return pairs, _encode(pairs, base_tokenizer(p), p.context)
-
-
-def data_key(p: SequentialSettings, setting: Setting, objective: str, seed: int) -> dict:
-    """What identifies the pairs in cache keys: a world's definition, or the hash of what was read."""
-    if setting.world:
-        return {"world": repr(setting.world), "objective": objective, "seed": seed}
-    return {"pairs": loaded_pairs(p, setting, objective, seed).report.fingerprint}
-
-
-# --- the base model -----------------------------------------------------------------------------
-
-
-def base_key(p: SequentialSettings) -> dict:
-    """Everything that decides the base model."""
-    place = {"device": resolve_device(p.device).type, "dtype": p.dtype}
-    if p.model != "tiny":
-        return {"model": p.model, "revision": p.model_revision, **place}
-    names = ("architecture", "hidden_size", "layers", "heads", "context", "base_seed")
-    names += ("sft_steps", "sft_batch_size", "sft_learning_rate")
-    key = {name: getattr(p, name) for name in names} | place
-    settings = settings_of(p)
-    if settings[0].world is None:
-        everything = [_load(s.source, o, p.revision).report for s in settings for o in s.objectives]
-        key |= {"vocabulary": p.vocabulary, "pairs": [report.fingerprint for report in everything]}
-    return key
-
-
-def base_folder(p: SequentialSettings) -> str:
-    """Where the base model lies, trained first if it is a tiny one; for hub models their name."""
-    if p.model != "tiny":
-        return p.model
-    return str(runs.cache().entry("base", base_key(p), lambda folder: _train_base(p, folder)) / "model")
-
-
-def _train_base(p: SequentialSettings, folder: Path) -> None:
-    settings = settings_of(p)
-    rng = np.random.default_rng(p.base_seed)
-    if settings[0].world:
-        conversations = worlds.sft_conversations(p.sft_steps * p.sft_batch_size, rng)
-        tokenizer = word_tokenizer(worlds.vocabulary())
-    else:
-        conversations = _chosen_dialogues(p, settings)
-        texts = (m["content"] for row in conversations["messages"] for m in row)
-        tokenizer = bpe_tokenizer(texts, p.vocabulary)
-    shape = TinyConfig(p.architecture, p.hidden_size, p.layers, p.heads, p.context)
-    model = tiny_model(shape, tokenizer, p.base_seed).to(resolve_device(p.device), resolve_dtype(p.dtype))
-    sft = SFTSettings(p.sft_steps, p.sft_batch_size, p.sft_learning_rate, p.context)
-    losses = train_sft(model, tokenizer, conversations, sft, p.base_seed)
-    save_model(model, tokenizer, folder / "model")
-    (folder / "sft.json").write_text(json.dumps({"loss": losses}))
-
-
-def _chosen_dialogues(p: SequentialSettings, settings: list[Setting]) -> Dataset:
-    """Whole dialogues with the chosen reply, of every training pair: what a small model learns to speak from."""
-    rows = [
-        {"messages": pair["prompt"] + pair["chosen"]}
-        for s in settings
-        for objective in s.objectives
-        for pair in _load(s.source, objective, p.revision).train
-    ]
-    return Dataset.from_list(rows)
-
-
-@cache
-def _base_model(folder: str, device: torch.device, dtype: torch.dtype, revision: str | None) -> PreTrainedModel:
-    return load_model(folder, device, dtype, revision)
-
-
-@cache
-def _tokenizer(folder: str, revision: str | None) -> PreTrainedTokenizerBase:
-    return load_tokenizer(folder, revision)
-
-
-def base_model(p: SequentialSettings) -> PreTrainedModel:
-    """The fixed base model, loaded once a process."""
-    return _base_model(base_folder(p), resolve_device(p.device), resolve_dtype(p.dtype), p.model_revision)
-
-
-def base_tokenizer(p: SequentialSettings) -> PreTrainedTokenizerBase:
-    return _tokenizer(base_folder(p), p.model_revision)
-
-
-@lru_cache(maxsize=4)
-def _fits_context(folder: str, revision: str | None, context: int):
-    tokenizer = _tokenizer(folder, revision)
-
-    def fits(prompt: list[dict], reply: list[dict]) -> bool:
-        ids = tokenizer.apply_chat_template(prompt + reply, tokenize=True, return_dict=True)["input_ids"]
-        return len(ids) <= context
-
-    return fits
-
-
-def _fits(p: SequentialSettings):
-    return _fits_context(base_folder(p), p.model_revision, p.context)
+    pairs = loaded_pairs(p, setting.source, objective, 0).test
+    return pairs, encoded(p, pairs)
 
 
 # --- stages -------------------------------------------------------------------------------------
@@ -246,12 +113,12 @@ def stage_key(p: SequentialSettings, stage: Stage) -> dict:
     key = {
         "base": base_key(p),
         "context": p.context,
-        "test": [data_key(p, stage.setting, o, 0) for o in stage.setting.objectives],
+        "test": [data_key(p, stage.setting.source, o, 0) for o in stage.setting.objectives],
         "sizes": [p.test_pairs, p.prompts, p.max_new_tokens],
     }
     if stage.path:
         key |= {
-            "train": [data_key(p, stage.setting, o, stage.seed) for o in stage.path],
+            "train": [data_key(p, stage.setting.source, o, stage.seed) for o in stage.path],
             "train_pairs": p.train_pairs,
             "dpo": asdict(dpo_settings(p)),
             "lora": asdict(lora(p)),
@@ -293,10 +160,9 @@ def _build_stage(p: SequentialSettings, stage: Stage, folder: Path) -> None:
     data: dict = {}
     try:
         if stage.path:
-            loaded = loaded_pairs(p, stage.setting, stage.path[-1], stage.seed)
-            source, *_ = p.settings[stage.setting.name]  # as the parameters name it, not where it lies here
-            data = loaded.report.as_dict() | {"source": source}
-            rows = _encode(loaded.train, tokenizer, p.context)
+            loaded = stage_pairs(p, stage)
+            data = loaded.report.as_dict() | {"source": stage.setting.source}  # not where it lies here
+            rows = encoded(p, loaded.train)
             reference = _base_log_probs(p, stage, model, rows)  # before an adapter is on the base
             model = _starting_policy(p, stage, model)
             if p.stage2_reference == "stage1" and len(stage.path) > 1:
@@ -339,7 +205,7 @@ def _base_log_probs(p: SequentialSettings, stage: Stage, base: PreTrainedModel, 
     objective = stage.path[-1]
     key = {
         "base": base_key(p),
-        "train": data_key(p, stage.setting, objective, stage.seed),
+        "train": data_key(p, stage.setting.source, objective, stage.seed),
         "sizes": [p.train_pairs, p.context],
     }
 
@@ -442,22 +308,3 @@ def utilities(world: worlds.World, objective: str, samples: list[dict]) -> np.nd
             if s["objective"] == objective
         ]
     )
-
-
-def base_quality(p: SequentialSettings, n: int = 256) -> dict[str, float]:
-    """How well a world's base model speaks: sampled responses to held-out prompts, read by the oracle.
-
-    Shares of well-formed and of distinct responses, and the mean of every attribute.
-    """
-    prompts = worlds.sample_prompts("test", n, 0.4, np.random.default_rng(p.base_seed))
-    messages = [[{"role": "user", "content": str(prompt)}] for prompt in prompts]
-    responses = generate(
-        base_model(p), base_tokenizer(p), messages, max_new_tokens=p.max_new_tokens, temperature=1.0, seed=0
-    )
-    read = [worlds.read(prompt, r) for prompt, r in zip(prompts, responses, strict=True)]
-    means = {k: float(np.mean([getattr(a, k) for a in read])) for k in worlds.ATTRIBUTES}
-    return {
-        "well-formed": float(np.mean([a.faults == 0 for a in read])),
-        "distinct": len(set(responses)) / n,
-        **means,
-    }

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import datasets
 import huggingface_hub
+import numpy as np
 import pyarrow
 import pyarrow.parquet
 
@@ -80,6 +81,30 @@ def file_tables(name: str, folder: str | None) -> list[Table]:
     if not files:
         raise BadInput(f"files:{name}: no data in this folder; expected {', '.join(SUFFIXES)}")
     return [Table(str(file), _split_of(file.name), read_rows(file)) for file in files]
+
+
+def dialogues(source: str, n: int, rng: np.random.Generator) -> datasets.Dataset:
+    """At most n random training dialogues of a hub: or files: source, as rows of `messages` (UltraChat's schema).
+
+    Where splits are marked for SFT (UltraChat's train_sft), those. Raises BadInput for rows without messages.
+    """
+    kind, name = parse_source(source)
+    if kind == "world":
+        raise BadInput(f"sft_source={source!r}: expected hub:REPO or files:PATH")
+    tables = hub_tables(name, None, None)[0] if kind == "hub" else file_tables(name, None)
+    tables = [t for t in tables if t.split == "train"]
+    tables = [t for t in tables if "train_sft" in t.name] or tables
+    rows = []
+    for where, row in (pair for table in tables for pair in table.numbered()):
+        messages = row.get("messages")
+        if not isinstance(messages, list) or not all(
+            isinstance(m, dict) and {"role", "content"} <= set(m) for m in messages
+        ):
+            raise BadInput(f"{where}: key 'messages' expected a list of {{role, content}}")
+        rows.append({"messages": [{k: m[k] for k in ("role", "content")} for m in messages]})
+    if not rows:
+        raise BadInput(f"{source}: no training dialogues; expected rows of messages")
+    return datasets.Dataset.from_list([rows[i] for i in rng.permutation(len(rows))[:n]])
 
 
 def _split_of(name: str) -> str:

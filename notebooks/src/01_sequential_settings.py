@@ -45,6 +45,7 @@ seeds: list = [0, 1]  # of training pairs, adapter and batch order; the base mod
 
 model: str = "tiny"  # "tiny" is built here from the shape below; otherwise a hub name or a folder
 model_revision: str | None = None
+sft_source: str | None = None  # hub: or files: of dialogues that a model by name is tuned on first
 architecture: str = "gpt_neox"  # or llama
 hidden_size: int = 64
 layers: int = 3
@@ -87,7 +88,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from preflab import claims, evaluation, figures, runs, sequential, worlds
+from preflab import bases, claims, evaluation, figures, runs, sequential, worlds
 from preflab.likelihood import collate, encode_pairs, token_log_probs
 from preflab.models import Lora, trainable, unwrap
 from preflab.weightings import dpo_weighting, surrogate
@@ -150,10 +151,10 @@ pd.DataFrame(
 # something to prefer: responses that the oracle can read, and that differ.
 
 # %%
-base = sequential.base_model(P)
-tokenizer = sequential.base_tokenizer(P)
+base = bases.base_model(P)
+tokenizer = bases.base_tokenizer(P)
 print(f"{base.config.model_type}, {base.num_parameters():,} parameters, {len(tokenizer):,} tokens")
-quality = sequential.base_quality(P) if known else {}
+quality = bases.base_quality(P) if known else {}
 pd.Series(quality, name="sampled responses").to_frame().round(3)
 
 # %% [markdown]
@@ -173,7 +174,7 @@ pd.Series(quality, name="sampled responses").to_frame().round(3)
 # \beta/2$.
 
 # %% tags=["nbval-check-output"]
-pairs = sequential.loaded_pairs(P, all_settings[0], all_settings[0].objectives[0], P.seeds[0]).train
+pairs = bases.loaded_pairs(P, *P.sources()[0], P.seeds[0]).train
 rows, _ = encode_pairs(pairs.select(range(2)), tokenizer, P.context)
 batch = collate(rows, tokenizer.pad_token_id, base.device)  # TRL's collator: 2 chosen rows above 2 rejected ones
 with torch.no_grad():
