@@ -1,13 +1,15 @@
-"""Responses of a model to prompts: batched, left-padded, greedy or sampled."""
+"""Responses of a model to prompts: batched, left-padded, with a KV cache, greedy or sampled."""
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from preflab.errors import BadInput
 
+Sample = tuple[list[int], list[int]]  # prompt ids, response ids with the <eos> it ended in, if it did
+
 
 @torch.no_grad()
-def generate(
+def sample(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: list[list[dict]],
@@ -16,36 +18,57 @@ def generate(
     temperature: float = 0.0,
     seed: int = 0,
     batch_size: int = 64,
-) -> list[str]:
-    """One response text for each prompt (messages); temperature 0 is greedy.
+) -> list[Sample]:
+    """One response for each prompt (messages), as token ids; temperature 0 is greedy.
 
     Raises BadInput where a prompt leaves no room for one new token in the model's context.
     """
-    context = model.config.max_position_embeddings
-    texts = []
+    samples = []
     with torch.random.fork_rng():
         torch.manual_seed(seed)  # generate() samples from the global generator
         for start in range(0, len(prompts), batch_size):
-            batch = tokenizer.apply_chat_template(
-                prompts[start : start + batch_size],
-                add_generation_prompt=True,
-                return_dict=True,
-                return_tensors="pt",
-                padding=True,
-                tokenizer_kwargs={"padding_side": "left"},
-            ).to(model.device)
-            length = batch["input_ids"].shape[1]
-            if length >= context:
-                raise BadInput(f"prompt of {length} tokens: expected fewer than the model's context of {context}")
-            sampling = {"do_sample": temperature > 0}
-            if temperature:
-                sampling |= {"temperature": temperature, "top_k": 0}
-            output = model.generate(
-                input_ids=batch["input_ids"],
-                attention_mask=batch["attention_mask"],
-                max_new_tokens=min(max_new_tokens, context - length),
-                pad_token_id=tokenizer.pad_token_id,
-                **sampling,
-            )
-            texts += tokenizer.batch_decode(output[:, length:], skip_special_tokens=True)
-    return texts
+            samples += _sample_batch(model, tokenizer, prompts[start : start + batch_size], max_new_tokens, temperature)
+    return samples
+
+
+def _sample_batch(model, tokenizer, prompts, max_new_tokens, temperature) -> list[Sample]:
+    context = model.config.max_position_embeddings
+    batch = tokenizer.apply_chat_template(
+        prompts,
+        add_generation_prompt=True,
+        return_dict=True,
+        return_tensors="pt",
+        padding=True,
+        tokenizer_kwargs={"padding_side": "left"},
+    ).to(model.device)
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    length = ids.shape[1]
+    if length >= context:
+        raise BadInput(f"prompt of {length} tokens: expected fewer than the model's context of {context}")
+    sampling = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
+    output = model.generate(
+        input_ids=ids,
+        attention_mask=mask,
+        max_new_tokens=min(max_new_tokens, context - length),
+        pad_token_id=tokenizer.pad_token_id,
+        **sampling,
+    )
+    ends = model.generation_config.eos_token_id
+    ends = set(ends if isinstance(ends, list) else [ends])
+    prompts_ids = [row[m.bool()].tolist() for row, m in zip(ids, mask, strict=True)]
+    responses = [_up_to_end(row, ends) for row in output[:, length:].tolist()]
+    return list(zip(prompts_ids, responses, strict=True))
+
+
+def _up_to_end(ids: list[int], ends: set[int]) -> list[int]:
+    return ids[: next((i + 1 for i, token in enumerate(ids) if token in ends), len(ids))]
+
+
+def decode(tokenizer: PreTrainedTokenizerBase, samples: list[Sample]) -> list[str]:
+    """The responses as text."""
+    return tokenizer.batch_decode([response for _, response in samples], skip_special_tokens=True)
+
+
+def generate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[list[dict]], **how) -> list[str]:
+    """The response texts of `sample`, which takes the same arguments."""
+    return decode(tokenizer, sample(model, tokenizer, prompts, **how))

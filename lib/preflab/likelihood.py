@@ -50,13 +50,35 @@ def collate(rows: list[dict], pad_token_id: int, device: torch.device) -> dict[s
     return {name: tensor.to(device) for name, tensor in batch.items()}
 
 
+def collate_responses(
+    samples: Sequence[tuple[list[int], list[int]]], pad_token_id: int, device: torch.device
+) -> dict[str, torch.Tensor]:
+    """(prompt ids, response ids) of n samples as a right-padded batch like that of `collate`: (n, seq)."""
+    rows = [{"prompt_ids": prompt, "chosen_ids": response, "rejected_ids": []} for prompt, response in samples]
+    batch = collate(rows, pad_token_id, device)
+    return {name: tensor[: len(samples)] for name, tensor in batch.items()}
+
+
 def token_log_probs(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """log pi(y_t | x, y_<t) on response tokens, 0 elsewhere: (batch, seq - 1), at least float32."""
     logits = model(batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
-    logits = logits[:, :-1].to(torch.promote_types(logits.dtype, torch.float32))
-    log_probs = torch.log_softmax(logits, dim=-1)
-    chosen = log_probs.gather(-1, batch["input_ids"][:, 1:, None]).squeeze(-1)
+    return completion_log_probs(logits, batch)
+
+
+def completion_log_probs(logits: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """`token_log_probs` from the model's logits, (batch, seq, vocab)."""
+    chosen = _log_softmax(logits).gather(-1, batch["input_ids"][:, 1:, None]).squeeze(-1)
     return chosen * batch["completion_mask"][:, 1:]
+
+
+def completion_entropy(logits: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Entropy in nats of the distribution that each response token was drawn from, (batch, seq - 1)."""
+    log_probs = _log_softmax(logits)
+    return -(log_probs.exp() * log_probs).sum(-1) * batch["completion_mask"][:, 1:]
+
+
+def _log_softmax(logits: torch.Tensor) -> torch.Tensor:
+    return torch.log_softmax(logits[:, :-1].to(torch.promote_types(logits.dtype, torch.float32)), dim=-1)
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,28 @@ def dpo_weighting(
     return c, -F.logsigmoid(margins), margins
 
 
+def ppo_weighting(
+    log_probs: torch.Tensor,
+    old_log_probs: torch.Tensor,
+    advantages: torch.Tensor,
+    completion_mask: torch.Tensor,
+    clip: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """PPO (Eq. 7 of arXiv:1707.06347; section 3.2 of paper D): r * A where the clip leaves the gradient, else 0.
+
+        r = pi / pi_old,   loss = -min(r * A, clamp(r, 1 - clip, 1 + clip) * A)
+
+    The clip takes the gradient of a token whose ratio has already gone where its advantage wants it.
+    All tensors are (n, seq - 1). Returns c detached, the loss and where the clip was at work.
+    """
+    ratio = torch.exp(log_probs.detach() - old_log_probs)
+    clipped = ((advantages > 0) & (ratio > 1 + clip)) | ((advantages < 0) & (ratio < 1 - clip))
+    clipped = clipped & completion_mask.bool()
+    c = ratio * advantages * completion_mask * ~clipped
+    loss = -torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages) * completion_mask
+    return c, loss, clipped
+
+
 def sft_weighting(completion_mask: torch.Tensor) -> torch.Tensor:
     """SFT: +1 on every response token."""
     return completion_mask.to(torch.get_default_dtype())

@@ -1,8 +1,6 @@
 """DPO as a token weighting: explicit reference log-probs, an interruptible deterministic loop."""
 
-import json
 import math
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
-from safetensors import safe_open
-from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
 from preflab.errors import BadInput
 from preflab.likelihood import PairLogProbs, collate, token_log_probs
+from preflab.training.checkpoints import load_checkpoint, save_checkpoint
+from preflab.training.processes import sum_gradients, zero_gradients
 from preflab.weightings import dpo_weighting, surrogate
 
 
@@ -65,7 +63,9 @@ def train_dpo(
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     optimizer = torch.optim.AdamW(parameters.values(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
     schedule = batches(len(rows), settings.batch_size, settings.epochs, seed)
-    history = _load(checkpoint, parameters, optimizer) if checkpoint and checkpoint.exists() else []
+    history = []
+    if checkpoint and checkpoint.exists():
+        history = [StepLog(**entry) for entry in load_checkpoint(checkpoint, parameters, optimizer)["history"]]
     model.train()
     for step in range(len(history), len(schedule)):
         for group in optimizer.param_groups:
@@ -79,12 +79,11 @@ def train_dpo(
                 f"expected finite numbers; lower learning_rate={settings.learning_rate}"
             )
         optimizer.step()
-        optimizer.zero_grad()
         history.append(log)
         on_step(step + 1, len(schedule), log)
         due = (step + 1) % settings.checkpoint_every == 0 and step + 1 < len(schedule)
         if checkpoint and due and accelerator.is_main_process:
-            _save(checkpoint, parameters, optimizer, history)
+            save_checkpoint(checkpoint, parameters, optimizer, {"history": [vars(entry) for entry in history]})
     model.eval()
     return history
 
@@ -111,8 +110,8 @@ def _update(model, rows, reference, indices, settings, pad_token_id, accelerator
     """Gradient of the mean loss over one batch, left in .grad, clipped; micro-batches go round the processes."""
     micro = [indices[i : i + settings.micro_batch_size] for i in range(0, len(indices), settings.micro_batch_size)]
     totals = torch.zeros(3, device=model.device, dtype=torch.promote_types(model.dtype, torch.float32))
-    for p in model.parameters():  # not None: a process without a micro-batch has its zeros to add
-        p.grad = torch.zeros_like(p) if p.requires_grad else None
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    zero_gradients(parameters)
     for some in micro[accelerator.process_index :: accelerator.num_processes]:
         batch = collate([rows[i] for i in some], pad_token_id, model.device)
         log_probs = token_log_probs(model, batch)
@@ -120,42 +119,7 @@ def _update(model, rows, reference, indices, settings, pad_token_id, accelerator
         c, loss, margins = dpo_weighting(log_probs.sum(1) - ref, batch["completion_mask"][:, 1:], settings.beta)
         (surrogate(c, log_probs) / len(indices)).backward()
         totals += torch.stack([loss.sum(), margins.sum(), (margins > 0).sum()]).to(totals)  # loss, margin, correct
-    gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    if accelerator.num_processes > 1:
-        for gradient in gradients:
-            gradient.copy_(accelerator.reduce(gradient, "sum"))
-        totals = accelerator.reduce(totals, "sum")
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
+    totals = sum_gradients(accelerator, parameters, totals)
+    norm = torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
     loss, margin, accuracy = (totals / len(indices)).tolist()
     return StepLog(loss, margin, accuracy, float(norm))
-
-
-# --- resuming: weights, Adam's moments and the log in one safetensors file ----------------------
-
-
-def _save(path: Path, parameters, optimizer, history: list[StepLog]) -> None:
-    tensors = {}
-    for name, p in parameters.items():
-        state = optimizer.state[p]
-        tensors |= {f"p.{name}": p, f"m.{name}": state["exp_avg"], f"v.{name}": state["exp_avg_sq"]}
-    tensors = {name: t.detach().contiguous().cpu() for name, t in tensors.items()}
-    log = json.dumps([vars(entry) for entry in history])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, f"{path}.tmp", metadata={"history": log})
-    os.replace(f"{path}.tmp", path)
-
-
-def _load(path: Path, parameters, optimizer) -> list[StepLog]:
-    try:
-        with safe_open(path, "pt") as file, torch.no_grad():
-            history = [StepLog(**entry) for entry in json.loads(file.metadata()["history"])]
-            for name, p in parameters.items():
-                p.copy_(file.get_tensor(f"p.{name}"))
-                optimizer.state[p] = {
-                    "step": torch.tensor(float(len(history))),
-                    "exp_avg": file.get_tensor(f"m.{name}").to(p),
-                    "exp_avg_sq": file.get_tensor(f"v.{name}").to(p),
-                }
-    except Exception as error:  # safetensors raises its own type for a truncated file
-        raise BadInput(f"checkpoint {path}: unreadable ({error}); delete it to start the stage again") from error
-    return history
