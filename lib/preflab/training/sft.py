@@ -56,7 +56,7 @@ def train_sft(
             dataloader_pin_memory=False,
             seed=seed,
         )
-        with _global_generators_kept():  # the Trainer seeds all of them
+        with global_generators_kept():  # the Trainer seeds all of them
             trainer = SFTTrainer(model, config, train_dataset=conversations, processing_class=tokenizer)
             trainer.remove_callback(PrinterCallback)
             trainer.train()
@@ -68,7 +68,7 @@ def train_sft(
 
 
 @contextmanager
-def _global_generators_kept() -> Iterator[None]:
+def global_generators_kept() -> Iterator[None]:
     states = random.getstate(), np.random.get_state()
     with torch.random.fork_rng():
         yield
