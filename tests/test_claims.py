@@ -3,13 +3,10 @@
 import numpy as np
 import pytest
 
-from preflab.claims import (
-    INCONCLUSIVE,
-    NOT_REPRODUCED,
-    REPRODUCED,
+from preflab.claims import INCONCLUSIVE, NOT_REPRODUCED, REPRODUCED, decide
+from preflab.claims.sequential import (
     Cell,
     aggregates_hide_pairs,
-    decide,
     depends_on_order,
     depends_on_relationship,
     high_confidence_pairs,

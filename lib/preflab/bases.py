@@ -4,6 +4,7 @@ A tiny base is built and tuned here, once for all notebooks that ask for the sam
 taken as it is, or tuned on dialogues first (`sft_source`).
 """
 
+import copy
 import json
 from functools import cache, lru_cache
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from datasets import Dataset
+from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from preflab import runs, worlds
@@ -18,6 +20,7 @@ from preflab.errors import BadInput
 from preflab.generation import generate
 from preflab.likelihood import encode_pairs
 from preflab.models import (
+    Lora,
     TinyConfig,
     bpe_tokenizer,
     load_model,
@@ -26,6 +29,7 @@ from preflab.models import (
     resolve_dtype,
     save_model,
     tiny_model,
+    trainable,
     word_tokenizer,
 )
 from preflab.pairs import LoadedPairs, load_pairs
@@ -188,6 +192,16 @@ def base_model(p: Experiment) -> PreTrainedModel:
 
 def base_tokenizer(p: Experiment) -> PreTrainedTokenizerBase:
     return _tokenizer(base_folder(p), _revision(p))
+
+
+def lora(p: Experiment) -> Lora:
+    return Lora(p.lora_rank, p.lora_alpha, p.lora_dropout)
+
+
+def fresh_policy(p: Experiment, seed: int) -> PreTrainedModel | PeftModel:
+    """What training starts from: a fresh adapter on the base itself (`unwrap` it in the end), or a copy of it."""
+    base = base_model(p)
+    return trainable(base if p.lora_rank else copy.deepcopy(base), lora(p), seed)
 
 
 def base_quality(p: Experiment, n: int = 256) -> dict[str, float]:

@@ -5,7 +5,6 @@ A `Stage` is named by the path of objectives trained so far: () is the base mode
 so both orders, all notebooks and interrupted runs share what is already trained.
 """
 
-import copy
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from preflab import runs, worlds
+from preflab import rewards, runs, worlds
 from preflab.bases import (
     base_key,
     base_model,
@@ -24,13 +23,15 @@ from preflab.bases import (
     check_sources,
     data_key,
     encoded,
+    fresh_policy,
     loaded_pairs,
+    lora,
     world_of,
 )
 from preflab.evaluation import dpo_margin, policy_margin
 from preflab.generation import generate
 from preflab.likelihood import PairLogProbs, pair_log_probs
-from preflab.models import Lora, load_trained, resolve_device, resolve_dtype, save_model, trainable, unwrap
+from preflab.models import load_trained, resolve_device, resolve_dtype, save_model, unwrap
 from preflab.pairs import LoadedPairs
 from preflab.parameters import SequentialSettings
 from preflab.training.dpo import DPOSettings, StepLog, train_dpo
@@ -141,10 +142,6 @@ def dpo_settings(p: SequentialSettings) -> DPOSettings:
     return DPOSettings(**{name: getattr(p, name) for name in names})
 
 
-def lora(p: SequentialSettings) -> Lora:
-    return Lora(p.lora_rank, p.lora_alpha, p.lora_dropout)
-
-
 def run_stage(p: SequentialSettings, stage: Stage) -> Path:
     """Train (unless cached) and measure one stage; returns its cache entry."""
     return runs.cache().entry("stage", stage_key(p, stage), lambda folder: _build_stage(p, stage, folder))
@@ -195,7 +192,7 @@ def _note(stage: Stage, step: int, steps: int, log: StepLog) -> None:
 def _starting_policy(p: SequentialSettings, stage: Stage, base: PreTrainedModel) -> PreTrainedModel:
     """Stage 1 starts with a fresh adapter on the base, Stage 2 goes on with Stage 1's."""
     if not stage.parent.path:
-        return trainable(base if p.lora_rank else copy.deepcopy(base), lora(p), stage.seed)
+        return fresh_policy(p, stage.seed)
     folder = run_stage(p, stage.parent) / "model"
     return load_trained(folder, base, resolve_device(p.device), resolve_dtype(p.dtype))
 
@@ -300,11 +297,5 @@ def load_sequence(p: SequentialSettings, setting: Setting, path: tuple[str, str]
 
 def utilities(world: worlds.World, objective: str, samples: list[dict]) -> np.ndarray:
     """The oracle's utility of each response to this objective's own held-out prompts: (prompts,)."""
-    spec = world.objective(objective)
-    return np.array(
-        [
-            spec.utility(worlds.Prompt.parse(s["prompt"][-1]["content"]), s["response"])
-            for s in samples
-            if s["objective"] == objective
-        ]
-    )
+    own = [s for s in samples if s["objective"] == objective]
+    return rewards.utilities(world.objective(objective), [s["prompt"] for s in own], [s["response"] for s in own])

@@ -88,7 +88,9 @@ import numpy as np
 import pandas as pd
 import torch
 
-from preflab import bases, claims, evaluation, figures, runs, sequential, worlds
+from preflab import bases, evaluation, figures, runs, sequential, worlds
+from preflab.claims.sequential import Cell, sequential_claims
+from preflab.figures import sequential as plots
 from preflab.likelihood import collate, encode_pairs, token_log_probs
 from preflab.models import Lora, trainable, unwrap
 from preflab.weightings import dpo_weighting, surrogate
@@ -236,7 +238,7 @@ def interval(array):
 
 
 paths = {s.name: {o: [interval(m) for m in s.policy_margins[o]] for o in s.path} for s in sequences}
-run.figure("margin_paths", figures.margin_paths({n.replace(": ", "\n"): v for n, v in paths.items()}))
+run.figure("margin_paths", plots.margin_paths({n.replace(": ", "\n"): v for n, v in paths.items()}))
 # %% [markdown]
 # **Read it.** Each panel follows both objectives from the base model over Stage 1 to Stage 2. The circles were trained
 # first: what happens to them on the way from Stage 1 to Stage 2 is the question of this notebook. Bars are 95 %
@@ -269,7 +271,7 @@ cells = {}
 for s in sequences:
     order = "A → B" if s.path == s.setting.objectives else "B → A"
     cells[s.setting.name, order] = (" → ".join(s.path), outcomes[s.name])
-run.figure("outcome_map", figures.outcome_map(cells))
+run.figure("outcome_map", plots.outcome_map(cells))
 # %% [markdown]
 # −1 means that Stage 2 took away all that Stage 1 had gained; below −1, the model ends up preferring the *rejected*
 # response more than the base model did.
@@ -280,10 +282,10 @@ run.figure("outcome_map", figures.outcome_map(cells))
 
 # %%
 changes = {s.name: np.subtract(*s.policy_margins[s.path[0]][[2, 1]]) for s in sequences}
-run.figure("change_distributions", figures.change_distributions(changes))
+run.figure("change_distributions", plots.change_distributions(changes))
 # %%
 tables = {s.name: evaluation.transitions(*s.policy_margins[s.path[0]][1:]) for s in sequences}
-run.figure("transitions", figures.transition_bars(tables))
+run.figure("transitions", plots.transition_bars(tables))
 
 # %% [markdown]
 # ### High-confidence pairs, without regression to the mean
@@ -306,7 +308,7 @@ for s in sequences:
     if len(P.seeds) > 1:
         scores["independent"] = evaluation.independent_score(stage1)
     quartile_curves[s.name] = {k: quartile_intervals(changes[s.name], score) for k, score in scores.items()}
-run.figure("quartiles", figures.quartile_changes({n.replace(": ", "\n"): v for n, v in quartile_curves.items()}))
+run.figure("quartiles", plots.quartile_changes({n.replace(": ", "\n"): v for n, v in quartile_curves.items()}))
 
 # %% [markdown]
 # ## What the models say
@@ -322,7 +324,7 @@ def spoken(sequence):
             np.mean([sequential.utilities(sequence.setting.world, objective, r.samples).mean() for r in stage])
             for stage in sequence.results
         ]
-        yield {"sequence": sequence.name, "utility of": objective} | dict(zip(figures.STAGES, means, strict=True))
+        yield {"sequence": sequence.name, "utility of": objective} | dict(zip(plots.STAGES, means, strict=True))
 
 
 utility = pd.DataFrame(chain.from_iterable(spoken(s) for s in sequences if s.setting.world))
@@ -335,7 +337,7 @@ if P.show_texts:
         picked = [i for i, x in enumerate(s.results[0][0].samples) if x["objective"] == s.path[0]][:2]
         for i in picked:
             print(f"   {s.results[0][0].samples[i]['prompt'][-1]['content']}")
-            for stage, results in zip(figures.STAGES, s.results, strict=True):
+            for stage, results in zip(plots.STAGES, s.results, strict=True):
                 print(f"      {stage:8} {results[0].samples[i]['response']}")
 
 # %% [markdown]
@@ -345,12 +347,12 @@ if P.show_texts:
 #
 # ## Claims
 #
-# Each rule was written before its run; the library's `claims.py` holds them. With few seeds an interval over seeds is
+# Each rule was written before its run; the library's `claims/sequential.py` holds them. With few seeds an interval over seeds is
 # rough: the verdicts that count are those of the `full` profile.
 
 # %%
 measured = [
-    claims.Cell(
+    Cell(
         s.setting.name,
         *s.path,
         *s.policy_margins[s.path[0]],
@@ -358,7 +360,7 @@ measured = [
     )
     for s in sequences
 ]
-verdicts = claims.sequential_claims(measured, outcomes, rng, P.resamples)
+verdicts = sequential_claims(measured, outcomes, rng, P.resamples)
 pd.DataFrame(verdicts).set_index("id")[["statement", "value", "interval", "verdict"]]
 
 # %%

@@ -1,4 +1,4 @@
-"""Claims of the papers and the rules that decide them, each fixed before its run."""
+"""S1-S6 of paper S (arXiv 2606.19744): what a second DPO stage does to the first objective."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import spearmanr
 
+from preflab.claims import Claim, decide
 from preflab.evaluation import (
     Interval,
     Outcome,
@@ -15,22 +16,7 @@ from preflab.evaluation import (
     shared_spread,
 )
 
-REPRODUCED, NOT_REPRODUCED, INCONCLUSIVE = "reproduced", "not reproduced", "inconclusive"
 DECIDED = ("degraded", "transferred", "redistributed", "stable")
-
-
-@dataclass(frozen=True)
-class Claim:
-    id: str
-    statement: str  # the paper's, in our words
-    statistic: str  # what is measured, and the rule
-    value: float
-    interval: tuple[float, float] | None
-    verdict: str
-
-
-def decide(holds: bool, fails: bool) -> str:
-    return REPRODUCED if holds else NOT_REPRODUCED if fails else INCONCLUSIVE
 
 
 @dataclass(frozen=True)

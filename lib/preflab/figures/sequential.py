@@ -1,4 +1,4 @@
-"""Figures of the notebooks. Each takes measured arrays and returns a matplotlib Figure; none computes."""
+"""Figures of notebook 01."""
 
 from collections.abc import Mapping, Sequence
 
@@ -9,16 +9,11 @@ from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 
 from preflab.evaluation import TRANSITIONS, Interval, Outcome
+from preflab.figures import grid
 
 STAGES = ("base", "Stage 1", "Stage 2")
 COLOURS = dict(zip(("first", "second"), sns.color_palette("colorblind", 2), strict=True))
 TRANSITION_COLOURS = dict(zip(TRANSITIONS, ("#4c9f70", "#d1495b", "#8fd3ae", "#c9c9c9"), strict=True))
-
-
-def theme() -> None:
-    """One look for every figure."""
-    sns.set_theme(context="paper", style="ticks", palette="colorblind", font_scale=1.05)
-    plt.rcParams.update({"figure.dpi": 110, "axes.spines.top": False, "axes.spines.right": False})
 
 
 def outcome_map(outcomes: Mapping[tuple[str, str], tuple[str, Outcome]]) -> Figure:
@@ -65,7 +60,7 @@ def margin_paths(panels: Mapping[str, Mapping[str, Sequence[Interval]]]) -> Figu
 
     `panels[title][objective]` holds three intervals; the objective trained first comes first.
     """
-    figure, axes = _grid(len(panels), width=3.1, height=2.3, sharey=True)
+    figure, axes = grid(len(panels), width=3.1, height=2.3, sharey=True)
     for axis, (title, paths) in zip(axes.flat, panels.items(), strict=False):
         for (objective, intervals), role in zip(paths.items(), COLOURS, strict=True):
             x = np.arange(3) + (0.05 if role == "second" else -0.05)
@@ -109,7 +104,7 @@ def quartile_changes(panels: Mapping[str, Mapping[str, Sequence[Interval]]]) -> 
     control for regression to the mean, that of the other seeds.
     """
     styles = {"own": ("o", "0.55", "--"), "independent": ("s", sns.color_palette("colorblind")[0], "-")}
-    figure, axes = _grid(len(panels), width=3.1, height=2.2, sharey=True)
+    figure, axes = grid(len(panels), width=3.1, height=2.2, sharey=True)
     for axis, (title, curves) in zip(axes.flat, panels.items(), strict=False):
         for score, intervals in curves.items():
             marker, colour, line = styles[score]
@@ -146,19 +141,3 @@ def transition_bars(tables: Mapping[str, Mapping[str, float]]) -> Figure:
     axis.set(xlim=(0, 1), xlabel="share of held-out pairs (right: policy margin above 0)")
     axis.legend(ncols=4, frameon=False, loc="lower left", bbox_to_anchor=(0, 1), fontsize=9)
     return figure
-
-
-def _grid(n: int, width: float, height: float, sharey: bool):
-    columns = min(n, 2 if n <= 4 else 4)
-    rows = -(-n // columns)
-    figure, axes = plt.subplots(
-        rows,
-        columns,
-        figsize=(width * columns, height * rows),
-        sharey=sharey,
-        squeeze=False,
-        layout="constrained",
-    )
-    for axis in axes.flat[n:]:
-        axis.remove()
-    return figure, axes

@@ -1,0 +1,19 @@
+"""Claims of the papers and the rules that decide them, each fixed before its run."""
+
+from dataclasses import dataclass
+
+REPRODUCED, NOT_REPRODUCED, INCONCLUSIVE = "reproduced", "not reproduced", "inconclusive"
+
+
+@dataclass(frozen=True)
+class Claim:
+    id: str
+    statement: str  # the paper's, in our words
+    statistic: str  # what is measured, and the rule
+    value: float
+    interval: tuple[float, float] | None
+    verdict: str
+
+
+def decide(holds: bool, fails: bool) -> str:
+    return REPRODUCED if holds else NOT_REPRODUCED if fails else INCONCLUSIVE
