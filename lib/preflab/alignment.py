@@ -10,6 +10,7 @@ component of any weighting, down to single pairs and tokens, is a masked sum. Th
 backward pass per component. Forward-mode AD needs attention that is written out (`models.exact_attention`).
 """
 
+import re
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -20,6 +21,7 @@ from transformers import PreTrainedModel
 from preflab.errors import BadInput
 from preflab.likelihood import token_log_probs
 from preflab.models import ATTENTION
+from preflab.weightings import surrogate
 
 Gradient = dict[str, torch.Tensor]  # by parameter name, each of its parameter's shape
 
@@ -48,20 +50,41 @@ def nll_gradient(
         reduction: "sum" takes -log pi(y'|x') of a response, as the paper's formula prints it; "mean"
             divides by its number of tokens, as the group's earlier code does.
     """
-    if reduction not in ("sum", "mean"):
-        raise BadInput(f"reduction={reduction!r}: expected sum or mean")
-    total, responses = {}, 0
+    total: Gradient = {}
+    responses = 0
     for batch in batches:
-        nll = -token_log_probs(model, batch).sum(1)
-        if reduction == "mean":
-            nll = nll / batch["completion_mask"][:, 1:].sum(1)
-        for name, g in zip(parameters, torch.autograd.grad(nll.sum(), list(parameters.values())), strict=True):
-            g = g.to(torch.promote_types(g.dtype, torch.float32))
-            total[name] = total[name] + g if name in total else g
+        nll = _nll(model, batch, reduction)
+        _accumulate(total, nll.sum(), parameters)
         responses += len(nll)
     if not responses:
         raise BadInput("final responses: none given, expected at least one")
     return {name: g / responses for name, g in total.items()}
+
+
+def _nll(model: PreTrainedModel, batch: dict[str, torch.Tensor], reduction: str) -> torch.Tensor:
+    if reduction not in ("sum", "mean"):
+        raise BadInput(f"reduction={reduction!r}: expected sum or mean")
+    nll = -token_log_probs(model, batch).sum(1)
+    return nll / batch["completion_mask"][:, 1:].sum(1) if reduction == "mean" else nll
+
+
+def _accumulate(total: Gradient, loss: torch.Tensor, parameters: Mapping[str, torch.nn.Parameter]) -> None:
+    for name, g in zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True):
+        g = g.to(torch.promote_types(g.dtype, torch.float32))
+        total[name] = total[name] + g if name in total else g
+
+
+def loss_gradient(
+    model: PreTrainedModel,
+    batches: Iterable[tuple[dict[str, torch.Tensor], torch.Tensor]],
+    parameters: Mapping[str, torch.nn.Parameter],
+    n: int,
+) -> Gradient:
+    """Gradient of the mean loss over n pairs (or samples), from (batch, its c) in pieces; c is (rows, seq - 1)."""
+    total: Gradient = {}
+    for batch, c in batches:
+        _accumulate(total, surrogate(c, token_log_probs(model, batch)) / n, parameters)
+    return total
 
 
 @torch.no_grad()
@@ -123,6 +146,18 @@ def dot(a: Gradient, b: Gradient) -> float:
     return float(sum((a[name].double() * b[name].double()).sum() for name in a))
 
 
+def by_layer(a: Gradient, b: Gradient) -> dict[str, float]:
+    """`dot`, split by where the parameters are: embedding, each layer, head (with the last norm). Adds up to it."""
+    parts: dict[str, list[str]] = {}
+    for name in a:
+        number = re.search(r"\.layers\.(\d+)\.", name)
+        place = (
+            f"layer {number[1]}" if number else "embedding" if "embed_" in name and "embed_out" not in name else "head"
+        )
+        parts.setdefault(place, []).append(name)
+    return {place: dot({n: a[n] for n in names}, b) for place, names in parts.items()}
+
+
 def cosine(a: Gradient, b: Gradient) -> float:
     """dot / (|a| |b|); NaN where one is zero. In many dimensions near zero by default: compare it with
     the cosine of two halves of the same data."""
@@ -131,7 +166,7 @@ def cosine(a: Gradient, b: Gradient) -> float:
 
 
 @torch.no_grad()
-def mean_nll(model: PreTrainedModel, batches: Iterable[dict[str, torch.Tensor]]) -> float:
-    """Mean over responses of their summed NLL, in float64: what G predicts the change of."""
-    nll = torch.cat([-token_log_probs(model, batch).sum(1).double() for batch in batches])
+def mean_nll(model: PreTrainedModel, batches: Iterable[dict[str, torch.Tensor]], reduction: str = "sum") -> float:
+    """NLL of responses, averaged over them in float64: what G predicts the change of."""
+    nll = torch.cat([_nll(model, batch, reduction).double() for batch in batches])
     return float(nll.mean())

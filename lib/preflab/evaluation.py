@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import t as student
 
 from preflab.errors import BadInput
 from preflab.likelihood import PairLogProbs
@@ -116,6 +117,15 @@ def bootstrap_each(
         draws.append(statistics(*(a[np.ix_(rows, columns)] for a in arrays)))
     ends = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2], axis=0)
     return [Interval(*map(float, triple)) for triple in zip(statistics(*arrays), *ends, strict=True)]
+
+
+def seed_interval(values: np.ndarray, level: float = 0.95) -> Interval:
+    """Mean over seeds, (seeds,), with Student's interval; NaN ends for one seed, which says nothing of others."""
+    n = len(values)
+    if n < 2:
+        return Interval(float(np.mean(values)), float("nan"), float("nan"))
+    half = student.ppf((1 + level) / 2, n - 1) * np.std(values, ddof=1) / np.sqrt(n)
+    return Interval(float(np.mean(values)), float(np.mean(values) - half), float(np.mean(values) + half))
 
 
 # --- the verdict on one setting and order -------------------------------------------------------

@@ -130,6 +130,73 @@ class SequentialSettings(Experiment):
         return self
 
 
+class DynamicsSettings(Experiment):
+    """02_g_dynamics."""
+
+    source: Source
+    objective: str
+    final_source: Source | None
+    final_objective: str | None
+    beta: Positive
+    dpo_learning_rate: Positive
+    dpo_batch_size: Count
+    dpo_micro_batch_size: Count
+    dpo_epochs: Count
+    warmup_share: Share
+    weight_decay: Annotated[float, Field(ge=0)]
+    reward: Literal["model", "oracle"]
+    reward_epochs: Count
+    reward_batch_size: Count
+    reward_learning_rate: Positive
+    label_flips: Annotated[float, Field(ge=0, le=0.5)]
+    ppo_iterations: Count
+    ppo_batch_size: Annotated[int, Field(ge=2)]
+    ppo_minibatch_size: Count
+    ppo_micro_batch_size: Count
+    ppo_epochs: Count
+    ppo_learning_rate: Positive
+    clip: Annotated[float, Field(gt=0, lt=1)]
+    value_clip: Positive
+    value_coefficient: Positive
+    own_value_trunk: bool
+    gae_lambda: Annotated[float, Field(ge=0, le=1)]
+    kl_coefficient: Annotated[float, Field(ge=0)]
+    kl_target: Positive | None
+    missing_eos_penalty: Annotated[float, Field(ge=0)]
+    dpo_measure_every: Count
+    ppo_measure_every: Count
+    snapshots: Literal["keep", "replay"]
+    probe: Annotated[int, Field(ge=6)]
+    finals: Annotated[int, Field(ge=2)]
+    final_temperature: Annotated[float, Field(ge=0)]
+    nll: Literal["sum", "mean"]
+    measure_batch: Count
+    shown: Count
+
+    def sources(self) -> list[tuple[str, str]]:
+        return [(self.source, self.objective)]
+
+    @model_validator(mode="after")
+    def _dynamics_possible(self) -> "DynamicsSettings":
+        for name in ("dpo_batch_size", "ppo_batch_size", "probe"):
+            if getattr(self, name) > self.train_pairs:
+                raise ValueError(f"{name}={getattr(self, name)}: expected at most train_pairs={self.train_pairs}")
+        whole, part = self.ppo_batch_size, self.ppo_minibatch_size
+        if whole % part:
+            raise ValueError(f"ppo_batch_size={whole}: expected a multiple of ppo_minibatch_size={part}")
+        if self.finals > self.test_pairs:
+            raise ValueError(
+                f"finals={self.finals}: expected at most test_pairs={self.test_pairs}, whose prompts they answer"
+            )
+        if (self.final_source is None) != (self.final_objective is None):
+            raise ValueError(
+                f"final_objective={self.final_objective!r}: expected one with final_source and none without"
+            )
+        if self.reward == "oracle" and not self.source.startswith("world:"):
+            raise ValueError(f"reward='oracle': only a world has one, expected 'model' for source={self.source!r}")
+        return self
+
+
 class Benchmarks(Parameters):
     """90_benchmarks."""
 
@@ -144,7 +211,11 @@ class Benchmarks(Parameters):
     turns: Count
 
 
-MODELS = {"01_sequential_settings": SequentialSettings, "90_benchmarks": Benchmarks}
+MODELS = {
+    "01_sequential_settings": SequentialSettings,
+    "02_g_dynamics": DynamicsSettings,
+    "90_benchmarks": Benchmarks,
+}
 
 
 def _explain(error: Mapping[str, Any], cls: type[BaseModel]) -> str:

@@ -89,7 +89,8 @@ class Values(torch.nn.Module):
     def __init__(self, base: PreTrainedModel, own_trunk: bool):
         super().__init__()
         self.trunk = copy.deepcopy(base.base_model).requires_grad_(True) if own_trunk else None
-        self.head = torch.nn.Linear(base.config.hidden_size, 1).to(base.device, base.dtype)
+        head = torch.nn.utils.skip_init(torch.nn.Linear, base.config.hidden_size, 1)  # draws nothing at random
+        self.head = head.to(base.device, base.dtype)
         for p in self.head.parameters():
             torch.nn.init.zeros_(p)  # detail 10: values start at 0, not at noise
 
@@ -301,12 +302,12 @@ def train_ppo(
     return history
 
 
-def trained_parameters(policy: PreTrainedModel, values: Values) -> dict[str, torch.nn.Parameter]:
-    """What PPO trains, by name: policy.*, values.*."""
-    modules = {"policy": policy, "values": values}
+def trained_parameters(policy: PreTrainedModel, values: Values | None) -> dict[str, torch.nn.Parameter]:
+    """What is trained, by name: policy.* and, in PPO, values.*."""
     return {
         f"{which}.{name}": p
-        for which, module in modules.items()
+        for which, module in (("policy", policy), ("values", values))
+        if module
         for name, p in module.named_parameters()
         if p.requires_grad
     }
