@@ -138,10 +138,11 @@ def training_curves(panels: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Figu
     return figure
 
 
-def token_picture(rows: Sequence[Mapping], width: int = 92) -> Figure:
+def token_picture(rows: Sequence[Mapping], width: int = 138) -> Figure:
     """Texts with every response token coloured by its pull, -c * s: blue raises the likelihood of D'.
 
-    Each row has `label`, `prompt`, `tokens` and `pull`; long texts are broken into lines of `width` characters.
+    Each row has `label`, `prompt`, `tokens` and `pull`; long texts are broken into lines of `width` characters,
+    as many as fit the figure.
     """
     limit = float(np.quantile(np.abs(np.concatenate([row["pull"] for row in rows])), 0.97)) or 1.0
     colour = plt.get_cmap("RdBu")
