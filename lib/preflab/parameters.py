@@ -207,6 +207,8 @@ class Benchmarks(Parameters):
     context: Annotated[int, Field(ge=16)]
     lora_rank: Annotated[int, Field(ge=0)]
     batch_size: Count
+    samples: Annotated[int, Field(ge=4, multiple_of=2)]
+    max_new_tokens: Count
     steps: Count
     turns: Count
 
