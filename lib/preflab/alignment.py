@@ -98,8 +98,11 @@ def token_alignment(model: PreTrainedModel, batch: dict[str, torch.Tensor], v: G
     if attention not in (ATTENTION, "eager"):
         raise BadInput(f"attention {attention!r}: forward-mode AD needs {ATTENTION!r} or 'eager'")
     parameters = dict(model.named_parameters())
+    # A tensor without a tangent meets one with it on torch's slow path; rotary frequencies would, in every layer.
+    frequencies = {name: b for name, b in model.named_buffers() if b.is_floating_point()}
     with forward_ad.dual_level():
         moving = {n: forward_ad.make_dual(parameters[n].detach(), g.to(parameters[n].dtype)) for n, g in v.items()}
+        moving |= {n: forward_ad.make_dual(b, torch.zeros_like(b)) for n, b in frequencies.items()}
         log_probs = token_log_probs(_Functional(model, moving), batch)
         return forward_ad.unpack_dual(log_probs).tangent
 

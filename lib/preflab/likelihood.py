@@ -68,7 +68,7 @@ def token_log_probs(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> t
 def completion_log_probs(logits: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """`token_log_probs` from the model's logits, (batch, seq, vocab)."""
     chosen = _log_softmax(logits).gather(-1, batch["input_ids"][:, 1:, None]).squeeze(-1)
-    return chosen * batch["completion_mask"][:, 1:]
+    return chosen.masked_fill(batch["completion_mask"][:, 1:] == 0, 0.0)
 
 
 def completion_entropy(logits: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -88,7 +88,7 @@ def exact_attention(
     dropout: float = 0.0,
     **_,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """softmax(q k^T * scaling + mask) v, written out: forward-mode AD needs that.
+    """softmax(q k^T * scaling, masked) v, written out: forward-mode AD needs that.
 
     transformers' "eager" takes the softmax in float32 whatever the model's dtype, which costs float64 half
     its digits and makes NaN of left padding there; this takes it in the model's dtype, or float32 if that
@@ -97,9 +97,10 @@ def exact_attention(
     """
     if (groups := query.shape[1] // key.shape[1]) > 1:  # grouped-query attention
         key, value = (t.repeat_interleave(groups, dim=1) for t in (key, value))
-    scores = query @ key.transpose(2, 3) * scaling
-    if attention_mask is not None:
-        scores = scores + attention_mask
+    # `*` would make a tensor of the number, and send forward-mode AD through torch's slow path.
+    scores = torch.ops.aten.mul.Scalar(query @ key.transpose(2, 3), scaling)
+    if attention_mask is not None:  # 0 where attention is allowed
+        scores = scores.masked_fill(attention_mask != 0, torch.finfo(scores.dtype).min)
     weights = torch.softmax(scores, -1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(query.dtype)
     weights = torch.nn.functional.dropout(weights, dropout, training=module.training)
     return (weights @ value).transpose(1, 2).contiguous(), weights

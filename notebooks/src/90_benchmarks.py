@@ -163,13 +163,13 @@ c, *_ = dpo_weighting(ratios, mask, beta=0.3)
 w = c.abs().amax(1).chunk(2)[0]  # (pairs,)
 thirds = alignment.tertile_components(w, torch.ones_like(w, dtype=torch.bool))
 half = torch.rand(c.shape, generator=torch.Generator().manual_seed(0)).to(device) < 0.5
-parts = {
-    **{name: c * m for name, m in alignment.sign_components(c).items()},
-    **{name: c * torch.cat([m, m])[:, None] for name, m in thirds.items()},
-    "unweighted": c.sign(),
-    "mask": c * half,
-    "other tokens": c * ~half,
+masks = {
+    **alignment.sign_components(c),
+    **{name: torch.cat([m, m])[:, None].expand_as(c) for name, m in thirds.items()},
+    "mask": half,
+    "other tokens": ~half,
 }
+parts = {name: c * mask for name, mask in masks.items()} | {"unweighted": c.sign()}
 
 
 def gradient_of(c):
@@ -178,8 +178,8 @@ def gradient_of(c):
 
 def one_jvp():
     s = alignment.token_alignment(policy, batch, alignment.nll_gradient(policy, [final], weights))
-    everything = {"all": torch.ones_like(c, dtype=torch.bool)}
-    return {name: alignment.alignment(part, s, everything, P.batch_size)["all"] for name, part in parts.items()}
+    unweighted = alignment.alignment(c.sign(), s, {"unweighted": masks["whole"]}, P.batch_size)
+    return alignment.alignment(c, s, masks, P.batch_size) | unweighted
 
 
 def one_backward_each():
