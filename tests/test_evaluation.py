@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from scipy.stats import ttest_1samp
 
 from preflab.errors import BadInput
 from preflab.evaluation import (
@@ -18,6 +19,7 @@ from preflab.evaluation import (
     outcome,
     policy_margin,
     quartile_means,
+    seed_interval,
     shared_spread,
     transitions,
 )
@@ -179,3 +181,12 @@ def test_statistics_computed_together_share_their_resamples(rng):
     alone = bootstrap(np.mean, change, rng=np.random.default_rng(1), resamples=100)
     assert together[0] == alone
     assert (together[1].low, together[1].high) == pytest.approx((2 * alone.low, 2 * alone.high))
+
+
+def test_seed_interval_is_students():
+    values = np.array([1.0, 2.0, 4.0])
+    expected = ttest_1samp(values, 0).confidence_interval(0.9)
+    found = seed_interval(values, level=0.9)
+    assert (found.value, found.low, found.high) == pytest.approx((7 / 3, expected.low, expected.high))
+    one = seed_interval(np.array([3.0]))
+    assert one.value == 3 and np.isnan(one.low) and np.isnan(one.high)

@@ -97,6 +97,19 @@ def test_a_run_leaves_what_the_design_names(smoke):
     assert {f.name for f in (results / "smoke").iterdir()} == {RUN}
 
 
+def test_a_smoke_run_of_g_leaves_its_claims_figures_and_numbers(tmp_path):
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "cwd": tmp_path}
+    finish(preflab(tmp_path, "run", "02_g_dynamics", "--profile", "smoke", **pipes))
+    found = metrics(tmp_path, "02_g_dynamics")
+    assert [c["id"] for c in found["claims"]] == ["D1", "D2", "D3", "D4", "D5", "D6"]
+    pictures = {f.stem for f in (tmp_path / "smoke" / "02_g_dynamics").glob("*.png")}
+    assert pictures == {"six_panels", "weights", "tokens", "layers", "adam", "training", "calibration"}
+    for method, parts in found["series"]["g"].items():
+        for seed in range(2):
+            whole, up, down = (parts[part][seed] for part in ("whole", "positive", "negative"))
+            assert [a + b for a, b in zip(up, down, strict=True)] == pytest.approx(whole, rel=1e-3, abs=1e-5), method
+
+
 def test_a_warm_run_ends_with_the_same_numbers_and_trains_nothing(smoke):
     results, _ = smoke
     before = metrics(results)

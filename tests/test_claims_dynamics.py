@@ -1,0 +1,130 @@
+"""Claims D1-D6: for each, curves that must be reproduced, not reproduced and inconclusive."""
+
+import numpy as np
+import pytest
+
+from preflab.claims import INCONCLUSIVE, NOT_REPRODUCED, REPRODUCED
+from preflab.claims.dynamics import (
+    Curves,
+    dpo_stays_positive,
+    dynamics_claims,
+    ppo_near_zero,
+    roles_cross,
+    roles_fixed,
+    tertiles_distinct,
+    weight_shrinks_and_tertiles_overlap,
+)
+
+SEEDS, STEPS = 5, 12
+TIME = np.linspace(0, 1, STEPS)
+
+
+@pytest.fixture
+def curves(rng):
+    """curves(positive, negative, top, ...): shapes over time, each seed with its own noise."""
+
+    def make(positive=1.0, negative=1.0, bottom=0.5, middle=0.5, top=0.5, weight=(1.0, 0.5), noise=0.01, seeds=SEEDS):
+        def several(shape):
+            return np.broadcast_to(shape, (seeds, STEPS)) + noise * rng.normal(size=(seeds, STEPS))
+
+        up, down = several(positive), several(negative)
+        means = np.broadcast_to(weight, (seeds, 2)) * (1 + noise * rng.normal(size=(seeds, 2)))
+        return Curves(up + down, up, down, several(bottom), several(middle), several(top), means)
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("shapes", "expected"),
+    [
+        ({"positive": 2.0, "negative": -1.0}, REPRODUCED),
+        ({"positive": 1.0, "negative": -2.0}, NOT_REPRODUCED),
+        ({"positive": 1.0, "negative": np.where(TIME < 0.5, 1.0, -2.0)}, NOT_REPRODUCED),  # half of the time
+        ({"positive": 1.0, "negative": -1.0, "noise": 3.0, "seeds": 2}, INCONCLUSIVE),
+        ({"positive": 2.0, "negative": -1.0, "seeds": 1}, INCONCLUSIVE),  # one seed cannot tell
+    ],
+)
+def test_d1_stays_positive(shapes, expected, curves):
+    assert dpo_stays_positive(curves(**shapes)).verdict == expected
+
+
+@pytest.mark.parametrize(
+    ("shapes", "expected"),
+    [
+        ({"positive": 1.0, "negative": -1.0}, REPRODUCED),
+        ({"positive": 1.0, "negative": -1.5}, REPRODUCED),  # slightly negative is what the paper says, too
+        ({"positive": 1.0, "negative": -0.5}, NOT_REPRODUCED),
+        ({"positive": 1.0, "negative": -0.8, "noise": 1.0}, INCONCLUSIVE),
+    ],
+)
+def test_d2_near_zero(shapes, expected, curves):
+    claim = ppo_near_zero(curves(**shapes))
+    assert claim.verdict == expected
+    if shapes.get("noise", 0) < 0.1:
+        up, down = shapes["positive"], shapes["negative"]
+        assert claim.value == pytest.approx((up + down) / (abs(up) + abs(down)), abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("positive", "negative", "noise", "expected"),
+    [
+        (1 - 2 * TIME, 2 * TIME - 1, 0.01, REPRODUCED),
+        (2 * TIME - 1, 1 - 2 * TIME, 0.01, NOT_REPRODUCED),  # the other way round
+        (1.0, -1.0, 0.01, NOT_REPRODUCED),  # no crossing: positive stays on top
+        (1 - 2 * TIME, 2 * TIME - 1, 6.0, INCONCLUSIVE),
+    ],
+)
+def test_d3_roles_cross(positive, negative, noise, expected, curves):
+    assert roles_cross(curves(positive, negative, noise=noise)).verdict == expected
+
+
+@pytest.mark.parametrize(
+    ("shapes", "expected"),
+    [
+        ({"weight": (1.0, 0.5)}, REPRODUCED),
+        ({"weight": (1.0, 1.5)}, NOT_REPRODUCED),  # w grows
+        ({"top": 2.0, "bottom": 0.1}, NOT_REPRODUCED),  # tertiles act apart
+        ({"noise": 2.0}, INCONCLUSIVE),
+    ],
+)
+def test_d4_weight_and_tertiles(shapes, expected, curves):
+    assert weight_shrinks_and_tertiles_overlap(curves(**shapes)).verdict == expected
+
+
+@pytest.mark.parametrize(
+    ("shapes", "expected"),
+    [
+        ({"positive": 1.0, "negative": -1.0}, REPRODUCED),
+        ({"positive": 1.0, "negative": 1.0}, NOT_REPRODUCED),
+        ({"positive": -1.0, "negative": -1.0}, NOT_REPRODUCED),
+        ({"positive": 1.0, "negative": -1.0, "noise": 1.2, "seeds": 2}, INCONCLUSIVE),
+    ],
+)
+def test_d5_roles_fixed(shapes, expected, curves):
+    assert roles_fixed(curves(**shapes)).verdict == expected
+
+
+@pytest.mark.parametrize(
+    ("shapes", "expected"),
+    [
+        ({"top": 2.0, "bottom": 0.1}, REPRODUCED),
+        ({"top": -2.0, "bottom": 0.1}, REPRODUCED),
+        ({}, NOT_REPRODUCED),
+        ({"top": 0.8, "bottom": 0.4, "noise": 1.0}, INCONCLUSIVE),
+    ],
+)
+def test_d6_tertiles_distinct(shapes, expected, curves):
+    assert tertiles_distinct(curves(**shapes)).verdict == expected
+
+
+def test_separation_and_balance_by_hand(curves):
+    found = curves(positive=3.0, negative=-1.0, bottom=1.0, middle=-1.0, top=2.0, noise=0.0)
+    assert found.separation == pytest.approx(np.full(SEEDS, 1 / 4))
+    assert found.balance == pytest.approx(np.full(SEEDS, 2 / 4))
+    assert found.dominance(0) == pytest.approx(np.full(SEEDS, 1.0))
+
+
+def test_all_six_in_order(curves):
+    found = dynamics_claims(curves(), curves())
+    assert [claim.id for claim in found] == ["D1", "D2", "D3", "D4", "D5", "D6"]
+    assert all(claim.interval[0] <= claim.value <= claim.interval[1] for claim in found)
