@@ -22,8 +22,8 @@ from preflab.errors import BadInput
 
 MANIFEST = "manifest.json"
 PRESENTATION = {
-    "__init__.py", "cache.py", "claims", "cli.py", "evaluation.py", "figures", "notebooks.py", "parameters.py",
-    "paths.py", "runs.py",
+    "__init__.py", "cache.py", "claims", "cli.py", "evaluation.py", "figures", "judging.py", "notebooks.py",
+    "parameters.py", "paths.py", "rules.py", "runs.py",
 }  # fmt: skip
 
 
@@ -100,7 +100,8 @@ def digest(value: object) -> str:
 
 @cache
 def code_version() -> str:
-    """Hash of the library's sources that decide numbers; those that only present them do not count."""
+    """Hash of the library's sources that decide numbers; those that only present them do not count, and of
+    rules each run counts its own."""
     package = Path(__file__).parent
     sources = sorted(p for p in package.rglob("*.py") if p.relative_to(package).parts[0] not in PRESENTATION)
     return digest({str(p.relative_to(package)): _sha256(p) for p in sources})

@@ -33,10 +33,10 @@ from preflab.bases import (
     world_of,
 )
 from preflab.generation import Sample, decode, sample
-from preflab.likelihood import pair_log_probs, token_log_probs
+from preflab.likelihood import collate_responses, pair_log_probs, token_log_probs
 from preflab.models import load_trained, resolve_device, resolve_dtype, save_model, unwrap
 from preflab.pairs import LoadedPairs
-from preflab.parameters import DynamicsSettings
+from preflab.parameters import AblationSettings, DynamicsSettings, Variant
 from preflab.rewards import (
     Reward,
     Scale,
@@ -45,6 +45,7 @@ from preflab.rewards import (
     model_reward,
     oracle_reward,
 )
+from preflab.rules import Rule, plain, resolve_rule, rule_key
 from preflab.training.dpo import DPOSettings, StepLog, batches, train_dpo
 from preflab.training.ppo import Batch, IterationLog, PPOSettings, Values, train_ppo, trained_parameters
 from preflab.training.reward import RewardSettings, train_reward
@@ -59,14 +60,27 @@ class Training:
 
     method: str  # dpo or ppo
     seed: int
+    name: str = ""  # of the variant, where the method alone does not say it
+    variant: Variant | None = None  # None: the plain method
 
     def __str__(self) -> str:
-        return f"{self.method.upper()}, seed {self.seed}"
+        return f"{self.name or self.method.upper()}, seed {self.seed}"
+
+    @property
+    def rule(self) -> Rule:
+        v = self.variant
+        return resolve_rule(v.rule, v.arguments, v.until) if v else plain
 
 
 def trainings(p: DynamicsSettings) -> list[Training]:
+    """Every run that the parameters ask for. Raises BadInput for sources and rules that do not exist."""
     check_sources(p)
-    return [Training(method, seed) for seed in p.seeds for method in ("ppo", "dpo")]  # the longer ones first
+    if not isinstance(p, AblationSettings):
+        return [Training(method, seed) for seed in p.seeds for method in ("ppo", "dpo")]  # the longer ones first
+    runs_ = [Training(v.method, seed, name, v) for name, v in p.variants.items() for seed in p.seeds]
+    for training in runs_:
+        _ = training.rule
+    return sorted(runs_, key=lambda training: training.method != "ppo")
 
 
 # --- data and reward ----------------------------------------------------------------------------
@@ -209,6 +223,8 @@ def training_key(p: DynamicsSettings, training: Training) -> dict:
         "lora": asdict(lora(p)),
         "snapshots": [p.snapshots, *updates_of(p, training)],
     }
+    if training.variant and training.variant.rule != "plain":
+        key |= {"rule": rule_key(training.variant.rule, training.variant.arguments, training.variant.until)}
     if training.method == "dpo":
         return key | {"dpo": asdict(dpo_settings(p))}
     return key | {"ppo": asdict(ppo_settings(p)), "own_value_trunk": p.own_value_trunk, "reward": reward_key(p)}
@@ -253,7 +269,7 @@ def trained(
     """Train, with `watch` called at the start and after every update; policy, values and log of the end."""
     base, tokenizer = base_model(p), base_tokenizer(p)
     train = pairs_of(p, training.seed).train
-    common = {"seed": training.seed, "checkpoint": checkpoint}
+    common = {"seed": training.seed, "checkpoint": checkpoint, "rule": training.rule}
     values = None
     if training.method == "dpo":
         rows = encoded(p, train)
@@ -341,11 +357,24 @@ def load_data(p: DynamicsSettings, training: Training) -> dict:
 
 @dataclass(frozen=True)
 class Answers:
-    """Responses to the held-out prompts."""
+    """Responses to the held-out prompts, n of each kind."""
 
     final: list[Sample]  # at final_temperature: D' of a run
     final_texts: list[str]
-    sampled_texts: list[str]  # at temperature 1
+    sampled: list[Sample]  # at temperature 1
+    sampled_texts: list[str]
+    log_probs: np.ndarray  # (n,) of the sampled responses under the policy they are from
+    reference_log_probs: np.ndarray  # (n,) under the SFT model
+
+    @property
+    def kl(self) -> float:
+        """KL divergence from the SFT model in nats a response, estimated on the samples."""
+        return float(np.mean(self.log_probs - self.reference_log_probs))
+
+    @property
+    def entropy(self) -> float:
+        """Nats a token, estimated on the samples."""
+        return float(-self.log_probs.sum() / sum(len(response) for _, response in self.sampled))
 
 
 def answers_key(p: DynamicsSettings, training: Training | None) -> dict:
@@ -361,7 +390,9 @@ def load_answers(p: DynamicsSettings, training: Training | None) -> Answers:
     """Of a run's final policy, or of the SFT model; generated where they are not there yet."""
     entry = runs.cache().entry("answers", answers_key(p, training), lambda folder: _build_answers(p, training, folder))
     kept = json.loads((entry / "answers.json").read_text())
-    return Answers([tuple(s) for s in kept["final"]], kept["final_texts"], kept["sampled_texts"])
+    samples = {name: [tuple(s) for s in kept.pop(name)] for name in ("final", "sampled")}
+    numbers = {name: np.array(kept.pop(name)) for name in ("log_probs", "reference_log_probs")}
+    return Answers(**samples, **numbers, **kept)
 
 
 def _build_answers(p: DynamicsSettings, training: Training | None, folder: Path) -> None:
@@ -374,10 +405,28 @@ def _build_answers(p: DynamicsSettings, training: Training | None, folder: Path)
             sample(model, tokenizer, prompts, max_new_tokens=p.max_new_tokens, temperature=t, seed=1)
             for t in (p.final_temperature, 1.0)
         )
+        log_probs = _response_log_probs(p, model, sampled)
     finally:
-        unwrap(model)
-    kept = {"final": final, "final_texts": decode(tokenizer, final), "sampled_texts": decode(tokenizer, sampled)}
+        model = unwrap(model)
+    kept = {
+        "final": final,
+        "final_texts": decode(tokenizer, final),
+        "sampled": sampled,
+        "sampled_texts": decode(tokenizer, sampled),
+        "log_probs": log_probs,
+        "reference_log_probs": _response_log_probs(p, base_model(p), sampled),
+    }
     (folder / "answers.json").write_text(json.dumps(kept))
+
+
+@torch.no_grad()
+def _response_log_probs(p: DynamicsSettings, model: PreTrainedModel, samples: list[Sample]) -> list[float]:
+    found: list[float] = []
+    for start in range(0, len(samples), p.measure_batch):
+        some = samples[start : start + p.measure_batch]
+        batch = collate_responses(some, base_tokenizer(p).pad_token_id, model.device)
+        found += token_log_probs(model, batch).sum(1).tolist()
+    return found
 
 
 @lru_cache(maxsize=8)

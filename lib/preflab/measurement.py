@@ -25,37 +25,44 @@ from preflab.dynamics import Training
 from preflab.generation import Sample
 from preflab.likelihood import PairLogProbs, collate, collate_responses, pair_log_probs, token_log_probs
 from preflab.parameters import DynamicsSettings
+from preflab.rules import Weights
 from preflab.training.ppo import Batch, Values, collect, rows_of
 from preflab.weightings import dpo_weighting
 
 COMPONENTS = ("whole", "positive", "negative", "bottom", "middle", "top")
+PARTS = (*COMPONENTS, "trained")  # what the run's rule makes of the whole; the whole itself for a plain method
 
 
 @dataclass(frozen=True)
 class Measured:
-    """G of one run at S steps, in nats per unit of step size. Component axes are in the order of COMPONENTS."""
+    """G of one run at S steps, in nats per unit of step size. Component axes are in the order of PARTS.
+
+    Log-probs are summed over a response, of n held-out (or n of the probe's training) pairs: (S, 2 sides, n).
+    """
 
     steps: np.ndarray  # (S,) updates so far
-    contributions: np.ndarray  # (S, 2 halves of D', components, n of the probe)
+    contributions: np.ndarray  # (S, 2 halves of D', PARTS, n of the probe)
     layers: list[dict[str, dict[str, float]]]  # a step: component (whole, positive, negative) -> place -> G
     cosine: np.ndarray  # (S,) of v and the gradient of the whole loss
     ceilings: np.ndarray  # (S, 2) cosines of the two halves: of D' and of the probe
     weights: list[np.ndarray]  # a step: w of each pair, or |A| of each response token
-    total_weight: np.ndarray  # (S, components) sum of |c| / n
+    total_weight: np.ndarray  # (S, PARTS) sum of |c| / n
     margins: np.ndarray | None  # (S, n) DPO's beta * Delta
     nll: np.ndarray  # (S,) of D'
     predicted: np.ndarray  # (S,) v . (theta_{t+1} - theta_t), the optimiser's real step; NaN at the last
     changed: np.ndarray  # (S,) NLL(theta_{t+1}) - NLL(theta_t)
     step_cosine: np.ndarray  # (S,) of that step and descent on the probe's loss
     tokens: list[list[dict]]  # a step: rows shown token by token
+    held_out: np.ndarray
+    train: np.ndarray
 
     @property
     def g(self) -> np.ndarray:
-        """(S, components)."""
+        """(S, PARTS)."""
         return self.contributions.mean((1, 3))
 
     def noise(self) -> np.ndarray:
-        """Standard error of G from split halves, (S, components): half the difference of the two halves of the
+        """Standard error of G from split halves, (S, PARTS): half the difference of the two halves of the
         probe, and of the two halves of D', in quadrature. Two halves give a rough number: average its square."""
         halves = np.array_split(self.contributions, 2, axis=3)
         of_probe = np.subtract(*(h.mean((1, 3)) for h in halves)) / 2
@@ -69,7 +76,7 @@ class Probe:
 
     batch: Batch  # (rows, seq)
     c: torch.Tensor  # (rows, seq - 1)
-    masks: dict[str, torch.Tensor]  # component -> (rows, seq - 1)
+    parts: dict[str, torch.Tensor]  # PARTS -> its c, (rows, seq - 1)
     weight: torch.Tensor  # w of each pair, or |A| of each response token: one dimension
     n: int
     margins: torch.Tensor | None = None
@@ -122,12 +129,13 @@ class _Meter:
         final = final[: len(final) // 2 * 2]  # halves of equal size, whose mean is the whole
         self.finals = [self._batches(half, base.device) for half in (final[::2], final[1::2])]
         self.pairs = dynamics.probe_pairs(p, training.seed)
+        self.train_rows = encoded(p, self.pairs)
+        self.test_rows = encoded(p, dynamics.pairs_of(p, 0).test)
         self.records: list[dict] = []
         self.arrays: dict[str, torch.Tensor] = {}
         self.before: dict | None = None
         if training.method == "dpo":
-            self.rows = encoded(p, self.pairs)
-            self.reference = pair_log_probs(base, self.rows, self.tokenizer.pad_token_id, p.measure_batch)
+            self.reference = pair_log_probs(base, self.train_rows, self.tokenizer.pad_token_id, p.measure_batch)
         else:
             self.reward, self.history = dynamics.reward_of(p), dynamics.load_history(p, training)
 
@@ -148,7 +156,8 @@ class _Meter:
 
     def _measure(self, step: int, policy: PreTrainedModel, values: Values | None, parameters) -> None:
         p, size = self.p, self.p.measure_batch
-        probe = self._dpo_probe(policy) if values is None else self._ppo_probe(step, policy, values)
+        progress = min(step / self.due[-1], 1 - 1e-9)
+        probe = self._dpo_probe(policy, progress) if values is None else self._ppo_probe(step, policy, values, progress)
         halves = [alignment.nll_gradient(policy, batches, parameters, p.nll) for batches in self.finals]
         v = {name: (halves[0][name] + halves[1][name]) / 2 for name in parameters}
         s = [
@@ -171,6 +180,8 @@ class _Meter:
         self.arrays |= {
             f"{number}.contributions": torch.stack([_contributions(probe, half) for half in s]).float().cpu(),
             f"{number}.weights": probe.weight.float().cpu(),
+            f"{number}.held_out": self._log_probs(policy, self.test_rows),
+            f"{number}.train": self._log_probs(policy, self.train_rows),
         }
         if probe.margins is not None:
             self.arrays[f"{number}.margins"] = probe.margins.float().cpu()
@@ -180,7 +191,7 @@ class _Meter:
                 "layers": layers,
                 "cosine": alignment.cosine(v, gradient),
                 "ceilings": [alignment.cosine(*halves), alignment.cosine(*by_half)],
-                "total_weight": [float((probe.c.abs() * probe.masks[k]).sum()) / probe.n for k in COMPONENTS],
+                "total_weight": [float(probe.parts[k].abs().sum()) / probe.n for k in PARTS],
                 "nll": nll,
                 "tokens": self._tokens(probe, (s[0] + s[1]) / 2),
             }
@@ -199,21 +210,20 @@ class _Meter:
         }
         self.before = None
 
-    def _dpo_probe(self, policy: PreTrainedModel) -> Probe:
-        p, n = self.p, len(self.rows)
-        batch = collate(self.rows, self.tokenizer.pad_token_id, policy.device)
+    def _dpo_probe(self, policy: PreTrainedModel, progress: float) -> Probe:
+        p, n = self.p, len(self.train_rows)
+        batch = collate(self.train_rows, self.tokenizer.pad_token_id, policy.device)
         mask = batch["completion_mask"][:, 1:]
         log_probs = _in_chunks(policy, batch, p.measure_batch).sum(1)
         reference = _both_sides(self.reference).to(log_probs)
         c, _, margins = dpo_weighting(log_probs - reference, mask, p.beta)
         w = c.amax(1)[:n]
         thirds = alignment.tertile_components(w, torch.ones_like(w, dtype=torch.bool))
-        masks = alignment.sign_components(c) | {
-            name: third.repeat(2)[:, None].expand_as(c) for name, third in thirds.items()
-        }
-        return Probe(batch, c, masks, w, n, margins)
+        masks = {name: third.repeat(2)[:, None] for name, third in thirds.items()}
+        weights = Weights(c, w, torch.ones_like(w, dtype=torch.bool), progress)
+        return Probe(batch, c, self._parts(weights, masks), w, n, margins)
 
-    def _ppo_probe(self, step: int, policy: PreTrainedModel, values: Values) -> Probe:
+    def _ppo_probe(self, step: int, policy: PreTrainedModel, values: Values, progress: float) -> Probe:
         """Fresh samples of the snapshot's own policy: on-policy, so the ratio is 1 and c = A."""
         p, settings = self.p, dynamics.ppo_settings(self.p)
         per_iteration = settings.epochs * settings.batch_size // settings.minibatch_size
@@ -231,8 +241,17 @@ class _Meter:
             Accelerator(),
         )
         c, mask = rollout.advantages, rollout.mask.bool()
-        masks = alignment.sign_components(c) | alignment.tertile_components(c.abs(), mask)
-        return Probe(rollout.batch, c, masks, c.abs()[mask], len(c))
+        weights = Weights(c, c.abs(), mask, progress)
+        parts = self._parts(weights, alignment.tertile_components(c.abs(), mask))
+        return Probe(rollout.batch, c, parts, c.abs()[mask], len(c))
+
+    def _parts(self, weights: Weights, masks: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        masks = alignment.sign_components(weights.c) | masks
+        return {name: weights.c * mask for name, mask in masks.items()} | {"trained": self.training.rule(weights)}
+
+    def _log_probs(self, policy: PreTrainedModel, rows: list[dict]) -> torch.Tensor:
+        found = pair_log_probs(policy, rows, self.tokenizer.pad_token_id, self.p.measure_batch)
+        return torch.stack([found.chosen, found.rejected]).float()
 
     def _tokens(self, probe: Probe, s: torch.Tensor) -> list[dict]:
         """The first units of the probe, token by token; a pair has two rows."""
@@ -269,10 +288,9 @@ def _both_sides(log_probs: PairLogProbs) -> torch.Tensor:
 
 
 def _contributions(probe: Probe, s: torch.Tensor) -> torch.Tensor:
-    """(components, n), in float64."""
-    product = -(probe.c.double() * s.double())
-    per_row = torch.stack([(product * probe.masks[k]).sum(1) for k in COMPONENTS])
-    return per_row.view(len(COMPONENTS), -1, probe.n).sum(1)
+    """(PARTS, n), in float64."""
+    per_row = torch.stack([-(probe.parts[k].double() * s.double()).sum(1) for k in PARTS])
+    return per_row.view(len(PARTS), -1, probe.n).sum(1)
 
 
 def load_measured(p: DynamicsSettings, training: Training) -> Measured:
@@ -299,4 +317,6 @@ def load_measured(p: DynamicsSettings, training: Training) -> Measured:
         changed=column("changed"),
         step_cosine=column("step_cosine"),
         tokens=[record["tokens"] for record in records],
+        held_out=np.array(kept("held_out")),
+        train=np.array(kept("train")),
     )

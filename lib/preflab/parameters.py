@@ -197,6 +197,35 @@ class DynamicsSettings(Experiment):
         return self
 
 
+class Variant(BaseModel):
+    """One way to train: a method, and a rule of `preflab.rules` for its weights, for a first share of training."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, frozen=True)
+
+    method: Literal["dpo", "ppo"]
+    rule: str = "plain"
+    arguments: dict[str, float | str] = {}
+    until: Annotated[float, Field(gt=0, le=1)] = 1.0
+
+
+class AblationSettings(DynamicsSettings):
+    """03_component_ablations."""
+
+    variants: Annotated[dict[str, Variant], Field(min_length=1)]
+    resamples: Annotated[int, Field(ge=100)]
+
+    @model_validator(mode="after")
+    def _variants_possible(self) -> "AblationSettings":
+        for method in {variant.method for variant in self.variants.values()}:
+            if not any(v.method == method and v.rule == "plain" for v in self.variants.values()):
+                raise ValueError(f"variants: expected one of method {method!r} with rule 'plain' to compare with")
+        if self.final_temperature:
+            raise ValueError(
+                f"final_temperature={self.final_temperature}: expected 0.0, win rates are of greedy answers too"
+            )
+        return self
+
+
 class Benchmarks(Parameters):
     """90_benchmarks."""
 
@@ -216,6 +245,7 @@ class Benchmarks(Parameters):
 MODELS = {
     "01_sequential_settings": SequentialSettings,
     "02_g_dynamics": DynamicsSettings,
+    "03_component_ablations": AblationSettings,
     "90_benchmarks": Benchmarks,
 }
 
@@ -224,6 +254,8 @@ def _explain(error: Mapping[str, Any], cls: type[BaseModel]) -> str:
     key, value, kind = ".".join(map(str, error["loc"])), error.get("input"), error["type"]
     if kind == "value_error":
         return str(error["ctx"]["error"])
+    if kind == "extra_forbidden" and len(error["loc"]) > 1:
+        return f"{key}={value!r}: no such parameter"
     if kind == "extra_forbidden":
         return f"{key}={value!r}: no such parameter, expected one of: {', '.join(sorted(cls.model_fields))}"
     if kind == "missing":

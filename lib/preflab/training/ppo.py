@@ -28,6 +28,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from preflab.errors import BadInput
 from preflab.generation import Sample, sample
 from preflab.likelihood import collate_responses, completion_entropy, completion_log_probs
+from preflab.rules import Rule, Weights, plain
 from preflab.training.checkpoints import load_checkpoint, save_checkpoint
 from preflab.training.dpo import batches, lr_factor
 from preflab.training.processes import spread, sum_gradients, zero_gradients
@@ -244,6 +245,7 @@ def train_ppo(
     settings: PPOSettings,
     *,
     seed: int,
+    rule: Rule = plain,
     judge: Reward | None = None,
     checkpoint: Path | None = None,
     on_step: Callable[[int, int, IterationLog], None] = lambda step, steps, log: None,
@@ -251,6 +253,7 @@ def train_ppo(
 ) -> list[IterationLog]:
     """Train policy and values in place.
 
+    `rule` makes of an iteration's advantages those that are trained on, before the ratio and the clip.
     `reference` gives token log-probs of the fixed reference for a batch; `judge` is logged and never learned
     from. `on_step` is called after an iteration, `on_update` with the number of updates of the optimiser so far.
     With `checkpoint`, the state is kept there and an interrupted call goes on from it to the same numbers;
@@ -278,6 +281,8 @@ def train_ppo(
         began = time.perf_counter()
         asked = [prompts[i] for i in schedule[step]]
         rollout = collect(policy, values, tokenizer, asked, reference, reward, now, [seed, step], accelerator)
+        c = rule(Weights(rollout.advantages, rollout.advantages.abs(), rollout.mask.bool(), step / settings.iterations))
+        rollout = replace(rollout, advantages=c)
         sampled = time.perf_counter()
         totals = []
         for update, indices in enumerate(_minibatches(settings, [seed, step])):

@@ -1,0 +1,82 @@
+"""Figures of notebook 03."""
+
+from collections.abc import Mapping
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+
+from preflab.evaluation import Interval
+from preflab.figures import grid
+
+METHOD_COLOURS = {"dpo": "#2a7f9e", "ppo": "#d1495b"}
+
+
+def forest(rows: Mapping[str, tuple[str, Interval, Interval]]) -> Figure:
+    """Win rate against the plain method, less one half, with intervals: rows[name] = (method, greedy, sampled)."""
+    figure, axis = plt.subplots(figsize=(7, 0.9 + 0.36 * len(rows)), layout="constrained")
+    for y, (method, *intervals) in enumerate(rows.values()):
+        for shift, marker, interval in zip((-0.13, 0.13), "os", intervals, strict=True):
+            colour = METHOD_COLOURS[method]
+            axis.plot([interval.low, interval.high], [y + shift] * 2, color=colour, lw=1.4, alpha=0.7)
+            axis.plot(interval.value, y + shift, marker, color=colour, ms=5, mfc=colour if marker == "o" else "white")
+    axis.axvline(0, color="0.4", lw=0.8, zorder=0)
+    axis.set_yticks(range(len(rows)), rows)
+    axis.invert_yaxis()
+    axis.plot([], [], "o", color="0.3", label="greedy")
+    axis.plot([], [], "s", color="0.3", mfc="white", label="sampled")
+    axis.legend(frameon=False, ncols=2, loc="lower left", bbox_to_anchor=(0, 1), fontsize=9)
+    axis.set_xlabel("win rate against the plain method − ½, 95 % interval over prompts and seeds")
+    return figure
+
+
+def g_multiples(panels: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]]) -> Figure:
+    """G of what each variant trains on, the plain run behind it: panels[name] = (progress, own, plain), G being
+    (seeds, steps)."""
+    figure, axes = grid(len(panels), width=2.7, height=1.9, sharey=False)
+    for axis, (name, (x, own, plain)) in zip(axes.flat, panels.items(), strict=False):
+        axis.axhline(0, color="0.7", lw=0.8, zorder=0)
+        axis.plot(x, plain.mean(0), color="0.75", lw=3, label="plain")
+        for seed in own:
+            axis.plot(x, seed, color="#2a7f9e", lw=0.5, alpha=0.5)
+        axis.plot(x, own.mean(0), "o-", color="#2a7f9e", lw=1.6, ms=2.5, label="variant")
+        axis.set_title(name, loc="left", size=9)
+    axes.flat[0].legend(frameon=False, fontsize=8)
+    figure.supylabel("G of the trained loss", size=10)
+    figure.supxlabel("share of training", size=10)
+    return figure
+
+
+def log_prob_paths(panels: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]]) -> Figure:
+    """Change of the held-out pairs' log-probs since the SFT model: panels[name] = (progress, chosen, rejected),
+    each (seeds, steps). Both falling is likelihood displacement."""
+    figure, axes = grid(len(panels), width=2.7, height=1.9, sharey=True)
+    for axis, (name, (x, chosen, rejected)) in zip(axes.flat, panels.items(), strict=False):
+        axis.axhline(0, color="0.7", lw=0.8, zorder=0)
+        for label, curves, colour in (("chosen", chosen, "#2a7f9e"), ("rejected", rejected, "#d1495b")):
+            for seed in curves:
+                axis.plot(x, seed, color=colour, lw=0.5, alpha=0.5)
+            axis.plot(x, curves.mean(0), color=colour, lw=1.8, label=label)
+        axis.set_title(name, loc="left", size=9)
+    axes.flat[0].legend(frameon=False, fontsize=8)
+    axes.flat[0].set_yscale("symlog", linthresh=5)
+    figure.supylabel("change of log π(y|x), nats", size=10)
+    figure.supxlabel("share of training", size=10)
+    return figure
+
+
+def gaps(rows: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
+    """Accuracy of DPO margins on training (filled) and held-out (open) pairs: rows[name] = (train, held-out),
+    each (seeds,)."""
+    figure, axis = plt.subplots(figsize=(6.4, 0.8 + 0.34 * len(rows)), layout="constrained")
+    for y, (train, held_out) in enumerate(rows.values()):
+        axis.plot([held_out.mean(), train.mean()], [y, y], color="0.7", lw=2, zorder=0)
+        axis.plot(train, [y] * len(train), ".", color="#2a7f9e", ms=4, alpha=0.5)
+        axis.plot(held_out, [y] * len(held_out), ".", color="#d1495b", ms=4, alpha=0.5)
+        axis.plot(train.mean(), y, "o", color="#2a7f9e", label="training pairs" if y == 0 else None)
+        axis.plot(held_out.mean(), y, "o", color="#d1495b", mfc="white", label="held-out pairs" if y == 0 else None)
+    axis.set_yticks(range(len(rows)), rows)
+    axis.invert_yaxis()
+    axis.legend(frameon=False, ncols=2, loc="lower left", bbox_to_anchor=(0, 1), fontsize=9)
+    axis.set_xlabel("share of pairs with a DPO margin above 0")
+    return figure

@@ -1,0 +1,98 @@
+"""Ablations of a weighting: what becomes of c when a part is taken away, replaced or scheduled.
+
+A rule is one short function from `Weights` to a new c, and its name in a YAML row (`variants` of notebook 03)
+is its function's name here. To add an ablation, add a function and a row; no trainer knows of either. What a
+rule's arguments are, its signature says.
+"""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from preflab.alignment import tertile_components
+from preflab.errors import BadInput
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The weighting of one batch of updates, as a rule sees it."""
+
+    c: torch.Tensor  # (rows, seq - 1); DPO has n chosen rows above n rejected ones
+    weight: torch.Tensor  # |c| of each unit: of a pair, (n,), in DPO; of a token, (rows, seq - 1), in PPO
+    held: torch.Tensor  # bool, like weight: which units there are
+    progress: float  # share of training done, 0 <= progress < 1
+
+    def tertile(self, which: str) -> torch.Tensor:
+        """The bottom, middle or top third of the units by weight, as a mask of tokens, (rows, seq - 1)."""
+        unit = tertile_components(self.weight, self.held)[which]
+        return unit if unit.dim() == 2 else unit.repeat(2)[:, None].expand_as(self.c)
+
+    @property
+    def mean(self) -> torch.Tensor:
+        """Mean weight of a unit."""
+        return self.weight[self.held].mean()
+
+
+Rule = Callable[[Weights], torch.Tensor]
+
+
+def plain(w: Weights) -> torch.Tensor:
+    return w.c
+
+
+def without_negative(w: Weights) -> torch.Tensor:
+    return w.c.clamp(min=0)
+
+
+def without_positive(w: Weights) -> torch.Tensor:
+    return w.c.clamp(max=0)
+
+
+def equal_weights(w: Weights) -> torch.Tensor:
+    """No reweighting: the sign stays, |c| becomes the mean weight of the batch."""
+    return w.c.sign() * w.mean
+
+
+def only_tertile(w: Weights, which: str) -> torch.Tensor:
+    return w.c * w.tertile(which)
+
+
+def without_tertile(w: Weights, which: str) -> torch.Tensor:
+    return w.c * ~w.tertile(which)
+
+
+def positive_then_negative(w: Weights, at: float = 0.5) -> torch.Tensor:
+    """Hard switch: positive learning alone, then negative learning alone."""
+    return w.c.clamp(min=0) if w.progress < at else w.c.clamp(max=0)
+
+
+def resolve_rule(name: str, arguments: dict, until: float) -> Rule:
+    """The rule of a YAML row; after a share `until` of training it is `plain`. Raises BadInput."""
+    offered = [n for n, f in globals().items() if _is_rule(f)]
+    if name not in offered:
+        raise BadInput(f"rule={name!r}: no such rule, expected one of: {', '.join(sorted(offered))}")
+    function = globals()[name]
+    names = list(inspect.signature(function).parameters)[1:]
+    if unknown := sorted(set(arguments) - set(names)):
+        raise BadInput(
+            f"rule {name}: {unknown[0]}={arguments[unknown[0]]!r}: no such argument, expected {names or 'none'}"
+        )
+    try:
+        inspect.signature(function).bind(None, **arguments)
+    except TypeError as error:
+        raise BadInput(f"rule {name}: {error}") from None
+    return lambda w: function(w, **arguments) if w.progress < until else w.c
+
+
+def _is_rule(thing: object) -> bool:
+    if not inspect.isfunction(thing):
+        return False
+    first = next(iter(inspect.signature(thing).parameters.values()), None)
+    return first is not None and first.annotation is Weights
+
+
+def rule_key(name: str, arguments: dict, until: float) -> dict:
+    """What identifies a rule in cache keys: its own source, so that a new rule retrains nothing but itself."""
+    return {"rule": inspect.getsource(globals()[name]), "arguments": arguments, "until": until}

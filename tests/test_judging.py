@@ -1,0 +1,73 @@
+"""Win rates and diversity by hand; claims D7-D9 for each verdict."""
+
+import numpy as np
+import pytest
+
+from preflab.claims import INCONCLUSIVE, NOT_REPRODUCED, REPRODUCED
+from preflab.claims.ablations import Ablation, ablation_claims
+from preflab.judging import distinct, wins
+
+SEEDS, PROMPTS, RESAMPLES = 5, 300, 200
+
+
+def test_wins_count_ties_half():
+    ours, theirs = np.array([1.0, 2.0, 0.5, 0.1 + 0.2]), np.array([0.0, 2.0, 1.5, 0.3])
+    assert wins(ours, theirs).tolist() == [1.0, 0.5, 0.0, 0.5]
+    assert (wins(ours, theirs) + wins(theirs, ours) == 1).all()
+
+
+def test_distinct_is_the_share_of_different_ngrams():
+    texts = ["a b a b", "a b c"]
+    assert distinct(texts, 1) == pytest.approx(3 / 7)
+    assert distinct(texts, 2) == pytest.approx(3 / 5)
+    assert distinct([""], 2) == 0
+
+
+@pytest.fixture
+def claims(rng):
+    """claims(win rate early, gap, ...): three verdicts of measurements with these means."""
+
+    def make(early=0.5, gap=0.0, part=-1.0, without=0.5, noise=0.0, prompts=PROMPTS):
+        def won(rate):
+            return (rng.random((SEEDS, prompts)) < rate).astype(float)
+
+        def row(name, removes, rate, gap=0.0):
+            return Ablation(name, "dpo", removes, won(rate), gap + 0.001 * rng.normal(size=SEEDS))
+
+        rows = {
+            "DPO, no negative early": row("DPO, no negative early", None, early),
+            "DPO, equal weights": row("DPO, equal weights", None, 0.5, gap),
+            "DPO, no negative": row("DPO, no negative", "negative", without),
+        }
+        parts = {
+            "dpo": {"negative": part + (0.01 + noise) * rng.normal(size=(SEEDS, 4)), "positive": np.ones((SEEDS, 4))}
+        }
+        return {c.id: c.verdict for c in ablation_claims(rows, np.zeros(SEEDS), parts, rng, RESAMPLES)}
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("early", "prompts", "expected"),
+    [(0.3, 300, REPRODUCED), (0.7, 300, NOT_REPRODUCED), (0.5, 30, INCONCLUSIVE)],
+)
+def test_d7(early, prompts, expected, claims):
+    assert claims(early=early, prompts=prompts)["D7"] == expected
+
+
+@pytest.mark.parametrize(("gap", "expected"), [(0.1, REPRODUCED), (-0.1, NOT_REPRODUCED), (0.0, NOT_REPRODUCED)])
+def test_d8(gap, expected, claims):
+    assert claims(gap=gap)["D8"] == expected
+
+
+@pytest.mark.parametrize(
+    ("part", "without", "expected"),
+    [(-1.0, 0.3, REPRODUCED), (-1.0, 0.7, NOT_REPRODUCED), (1.0, 0.3, INCONCLUSIVE)],  # no part with a negative G
+)
+def test_d9(part, without, expected, claims):
+    assert claims(part=part, without=without)["D9"] == expected
+
+
+def test_rows_that_are_not_there_leave_claims_open(rng):
+    found = ablation_claims({}, np.zeros(2), {}, rng, RESAMPLES)
+    assert [c.verdict for c in found] == [INCONCLUSIVE] * 3

@@ -1,0 +1,190 @@
+"""Ablations: each rule by hand, in both trainers, and a new one in one function and one row."""
+
+import inspect
+from dataclasses import replace
+
+import pytest
+import torch
+
+from preflab import dynamics, measurement, rules
+from preflab.errors import BadInput
+from preflab.likelihood import collate, pair_log_probs, token_log_probs
+from preflab.parameters import resolve
+from preflab.paths import project_root
+from preflab.rules import Weights, resolve_rule, rule_key
+from preflab.training.dpo import DPOSettings, train_dpo
+
+NOTEBOOK = project_root() / "notebooks" / "src" / "03_component_ablations.py"
+ROWS = {
+    "DPO": {"method": "dpo"},
+    "half": {"method": "dpo", "rule": "without_negative"},
+    "PPO": {"method": "ppo"},
+    "no positive": {"method": "ppo", "rule": "without_positive", "until": 0.5},
+}
+TINY = {
+    "device": "cpu", "dtype": "float64", "workers": 1, "train_pairs": 32, "test_pairs": 16, "max_new_tokens": 8,
+    "seeds": [0], "hidden_size": 16, "layers": 1, "heads": 2, "sft_steps": 10, "sft_batch_size": 16,
+    "dpo_batch_size": 8, "dpo_micro_batch_size": 8, "reward_epochs": 1, "ppo_iterations": 2, "ppo_batch_size": 8,
+    "ppo_minibatch_size": 4, "dpo_measure_every": 2, "ppo_measure_every": 1, "probe": 6, "finals": 6, "shown": 1,
+    "variants": ROWS,
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def results(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("PREFLAB_RESULTS", str(tmp_path_factory.getbasetemp() / "rules"))
+
+
+def parameters(**given):
+    return resolve(NOTEBOOK, {**TINY, **given}, "test")
+
+
+def pairs_with(*weights, tokens=2, progress=0.0):
+    """A DPO batch with these w: chosen rows above rejected ones."""
+    w = torch.tensor(weights)
+    return Weights(torch.cat([w, -w])[:, None].repeat(1, tokens), w, torch.ones_like(w, dtype=torch.bool), progress)
+
+
+def samples_with(*advantages, progress=0.0):
+    """A PPO batch of one row; 0 stands for padding."""
+    a = torch.tensor([advantages])
+    return Weights(a, a.abs(), a != 0, progress)
+
+
+def test_signs():
+    w = samples_with(1.0, -2.0, 3.0, 0.0)
+    assert rules.plain(w) is w.c
+    assert rules.without_negative(w).tolist() == [[1, 0, 3, 0]]
+    assert rules.without_positive(w).tolist() == [[0, -2, 0, 0]]
+    assert rules.equal_weights(w).tolist() == [[2, -2, 2, 0]]
+
+
+def test_equal_weights_of_pairs_have_the_mean_of_pairs():
+    assert rules.equal_weights(pairs_with(0.1, 0.3))[:, 0].tolist() == pytest.approx([0.2, 0.2, -0.2, -0.2])
+
+
+def test_tertiles_of_pairs_are_of_both_sides_and_those_of_ppo_of_tokens():
+    w = pairs_with(0.3, 0.1, 0.2)
+    assert rules.only_tertile(w, which="top")[:, 0].tolist() == pytest.approx([0.3, 0, 0, -0.3, 0, 0])
+    assert rules.without_tertile(w, which="bottom")[:, 0].tolist() == pytest.approx([0.3, 0, 0.2, -0.3, 0, -0.2])
+    w = samples_with(1.0, -2.0, 3.0, 0.0)
+    assert rules.only_tertile(w, which="middle").tolist() == [[0, -2, 0, 0]]
+    assert rules.without_tertile(w, which="top").tolist() == [[1, -2, 0, 0]]
+
+
+def test_schedules():
+    early, late = samples_with(1.0, -2.0, progress=0.49), samples_with(1.0, -2.0, progress=0.5)
+    assert rules.positive_then_negative(early).tolist() == [[1, 0]]
+    assert rules.positive_then_negative(late).tolist() == [[0, -2]]
+    rule = resolve_rule("without_negative", {}, until=0.5)
+    assert rule(early).tolist() == [[1, 0]] and rule(late).tolist() == [[1, -2]]
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("without_negativ", {}, "rule='without_negativ': no such rule, expected one of: equal_weights, "),
+        ("Weights", {}, "no such rule"),
+        ("tertile_components", {}, "no such rule"),
+        ("without_negative", {"which": "top"}, "which='top': no such argument, expected none"),
+        ("only_tertile", {}, "rule only_tertile: missing a required argument: 'which'"),
+    ],
+)
+def test_rules_that_do_not_exist(name, arguments, message):
+    with pytest.raises(BadInput) as error:
+        resolve_rule(name, arguments, 1.0)
+    assert message in str(error.value)
+    rows = {"DPO": {"method": "dpo"}, "bad": {"method": "dpo", "rule": name, "arguments": arguments}}
+    with pytest.raises(BadInput):
+        dynamics.trainings(parameters(variants=rows))
+
+
+def test_dpo_trains_on_what_the_rule_makes_of_c(make_model, make_rows, tokenizer):
+    """Without negative learning, a step of DPO is a step of weighted SFT on the chosen responses."""
+    rows, settings = make_rows(8), DPOSettings(learning_rate=1e-3, batch_size=8, micro_batch_size=8, warmup_share=0.0)
+    start = make_model().requires_grad_(True)
+    reference = pair_log_probs(start, rows, tokenizer.pad_token_id, 8)
+    seen = []
+
+    def rule(w):
+        seen.append(w.progress)
+        return rules.without_negative(w)
+
+    trained = make_model().requires_grad_(True)
+    settings = replace(settings, epochs=2)
+    train_dpo(trained, rows, reference, settings, pad_token_id=tokenizer.pad_token_id, seed=0, rule=rule)
+    assert seen == [0.0, 0.5]
+    by_hand = make_model().requires_grad_(True)
+    optimizer = torch.optim.AdamW(by_hand.parameters(), lr=1e-3, weight_decay=0.0)
+    for factor in (1.0, 0.5):
+        batch = collate(rows, tokenizer.pad_token_id, torch.device("cpu"))
+        chosen, rejected = token_log_probs(by_hand, batch).sum(1).chunk(2)
+        w = 0.3 * torch.sigmoid(-0.3 * ((chosen - reference.chosen) - (rejected - reference.rejected)))
+        optimizer.zero_grad()
+        (-(w.detach() * chosen).mean()).backward()
+        torch.nn.utils.clip_grad_norm_(by_hand.parameters(), 1.0)
+        optimizer.param_groups[0]["lr"] = 1e-3 * factor
+        optimizer.step()
+    for a, b in zip(trained.parameters(), by_hand.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-9)
+
+
+def test_every_row_is_trained_by_its_rule_and_plain_rows_are_shared_with_other_notebooks():
+    p = parameters()
+    keys = [dynamics.training_key(p, t) for t in dynamics.trainings(p)]
+    assert [t.method for t in dynamics.trainings(p)] == ["ppo", "ppo", "dpo", "dpo"]
+    assert len({str(key) for key in keys}) == 4
+    assert dynamics.training_key(p, dynamics.Training("dpo", 0)) in keys
+    ends = [dynamics.run_training(p, t) for t in dynamics.trainings(p)]
+    assert len(set(ends)) == 4
+
+
+def test_the_trained_part_is_the_whole_of_plain_methods_and_what_the_rule_leaves_of_others():
+    p = parameters()
+    for training in dynamics.trainings(p):
+        measured = measurement.load_measured(p, training)
+        g = dict(zip(measurement.PARTS, measured.g.T, strict=True))
+        same_as = {"half": g["positive"], "no positive": g["negative"]}.get(training.name, g["whole"])
+        half = len(same_as) // 2 + 1 if training.name == "no positive" else len(same_as)
+        assert g["trained"][: half - 1] == pytest.approx(same_as[: half - 1]), training.name
+        if training.name == "no positive":  # until half of training
+            assert g["trained"][-1] == pytest.approx(g["whole"][-1])
+        assert measured.held_out.shape[1:] == (2, 16) and measured.train.shape[1:] == (2, 6)
+
+
+def first_token_only(w: Weights) -> torch.Tensor:
+    """Everything else is left alone: where a response begins, most is decided."""
+    held = w.c != 0
+    return w.c * (held & (held.cumsum(1) == 1))
+
+
+def test_a_new_ablation_is_one_function_and_one_row(monkeypatch):
+    """The exercise of notebook 03: under 15 lines, and nothing that is trained already trains again."""
+    assert len(inspect.getsource(first_token_only).splitlines()) < 15
+    before = dynamics.training_key(parameters(), dynamics.trainings(parameters())[0])
+    monkeypatch.setattr(rules, "first_token_only", first_token_only, raising=False)
+    p = parameters(variants={**ROWS, "first": {"method": "dpo", "rule": "first_token_only"}})
+    (training,) = [t for t in dynamics.trainings(p) if t.name == "first"]
+    measured = measurement.load_measured(p, training)
+    trained, whole = (measured.total_weight[0, measurement.PARTS.index(k)] for k in ("trained", "whole"))
+    assert 0 < trained < whole / 3
+    assert dynamics.training_key(p, dynamics.trainings(p)[0]) == before
+    assert "first_token_only" in rule_key("first_token_only", {}, 1.0)["rule"]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            {"variants": {"x": {"method": "dpo", "rule": "equal_weights"}}},
+            "expected one of method 'dpo' with rule 'plain'",
+        ),
+        ({"variants": {"x": {"method": "sft"}}}, "variants.x.method='sft'"),
+        ({"variants": {"x": {"method": "dpo", "untill": 0.5}}}, "variants.x.untill=0.5: no such parameter"),
+        ({"final_temperature": 1.0}, "final_temperature=1.0: expected 0.0"),
+    ],
+)
+def test_parameters_that_cannot_be(given, message):
+    with pytest.raises(BadInput) as error:
+        parameters(**given)
+    assert message in str(error.value)
