@@ -76,7 +76,7 @@ reward_batch_size: int = 16  # pairs an update
 reward_learning_rate: float = 2e-3
 label_flips: float = 0.0  # share of the reward model's training labels that are turned round
 
-ppo_iterations: int = 25
+ppo_iterations: int = 20
 ppo_batch_size: int = 64  # samples an iteration
 ppo_minibatch_size: int = 32  # samples an update
 ppo_micro_batch_size: int = 64  # samples a forward pass
@@ -92,7 +92,7 @@ kl_target: float | None = None  # nats a response: the coefficient adapts to it;
 missing_eos_penalty: float = 1.0
 checkpoint_every: int = 100  # updates (DPO) or iterations (PPO) between resumable checkpoints
 
-dpo_measure_every: int = 25  # updates between two measurements of G
+dpo_measure_every: int = 34  # updates between two measurements of G
 ppo_measure_every: int = 5  # iterations
 snapshots: str = "keep"  # or replay: train again instead of keeping weights; the numbers are the same
 probe: int = 64  # training pairs (DPO) or fresh samples (PPO) that G is measured on

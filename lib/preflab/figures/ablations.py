@@ -59,7 +59,8 @@ def log_prob_paths(panels: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray
             axis.plot(x, curves.mean(0), color=colour, lw=1.8, label=label)
         axis.set_title(name, loc="left", size=9)
     axes.flat[0].legend(frameon=False, fontsize=8)
-    axes.flat[0].set_yscale("symlog", linthresh=5)
+    axes.flat[0].set_yscale("symlog", linthresh=10)
+    axes.flat[0].yaxis.set_major_formatter(lambda value, _: f"{value:g}".replace("-", "−"))
     figure.supylabel("change of log π(y|x), nats", size=10)
     figure.supxlabel("share of training", size=10)
     return figure
