@@ -81,9 +81,45 @@ def test_schedules():
 
 
 @pytest.mark.parametrize(
+    ("shape", "progress", "share"),
+    [
+        ("linear", 0.0, 0.2),
+        ("linear", 0.5, 0.5),
+        ("cosine", 0.25, 0.2 + 0.6 * 0.1464466),
+        ("step", 0.49, 0.2),
+        ("step", 0.5, 0.8),
+    ],
+)
+def test_coordination_moves_weight_from_positive_to_negative(shape, progress, share):
+    found = rules.coordinated(samples_with(1.0, -3.0, progress=progress), start=0.2, end=0.8, shape=shape, total=2.0)
+    assert found[0].tolist() == pytest.approx([2 * (1 - share), -6 * share])
+
+
+def test_coordination_half_and_half_is_the_plain_method():
+    w = samples_with(1.0, -3.0, 0.5, progress=0.3)
+    assert rules.coordinated(w, start=0.5, end=0.5).tolist() == w.c.tolist()
+
+
+@pytest.mark.parametrize(
+    ("reading", "expected"),
+    [("keep_above", [0, -2, 3, 0]), ("keep_negative_above", [0.5, -2, 3, 0]), ("drop_above", [0.5, 0, 0, -0.1])],
+)
+def test_three_readings_of_the_threshold(reading, expected):
+    found = rules.thresholded(samples_with(0.5, -2.0, 3.0, -0.1), tau=1.0, reading=reading)
+    assert found[0].tolist() == pytest.approx(expected)
+
+
+def test_an_unknown_schedule_or_reading_is_one_line():
+    with pytest.raises(BadInput, match="shape='square', expected one of: linear, cosine, step"):
+        rules.coordinated(samples_with(1.0), shape="square")
+    with pytest.raises(BadInput, match="reading='x', expected one of: keep_above, "):
+        rules.thresholded(samples_with(1.0), tau=1.0, reading="x")
+
+
+@pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
-        ("without_negativ", {}, "rule='without_negativ': no such rule, expected one of: equal_weights, "),
+        ("without_negativ", {}, "rule='without_negativ': no such rule, expected one of: coordinated, "),
         ("Weights", {}, "no such rule"),
         ("tertile_components", {}, "no such rule"),
         ("without_negative", {"which": "top"}, "which='top': no such argument, expected none"),

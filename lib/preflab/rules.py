@@ -6,6 +6,7 @@ rule's arguments are, its signature says.
 """
 
 import inspect
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -66,6 +67,40 @@ def without_tertile(w: Weights, which: str) -> torch.Tensor:
 def positive_then_negative(w: Weights, at: float = 0.5) -> torch.Tensor:
     """Hard switch: positive learning alone, then negative learning alone."""
     return w.c.clamp(min=0) if w.progress < at else w.c.clamp(max=0)
+
+
+def coordinated(
+    w: Weights, start: float = 0.25, end: float = 0.75, shape: str = "linear", total: float = 2.0
+) -> torch.Tensor:
+    """cDPO and cPPO (paper D, App. E; the schedule is ours): weight moves from positive to negative learning.
+
+    c+ is scaled by total * (1 - lambda) and c- by total * lambda, with lambda going from start to end: "linear",
+    "cosine", or by a "step" half-way. At lambda = 1/2 and total = 2 it is the plain method. Not conservative DPO.
+    """
+    t = w.progress
+    along = {"linear": t, "cosine": (1 - math.cos(math.pi * t)) / 2, "step": float(t >= 0.5)}
+    if shape not in along:
+        raise BadInput(f"rule coordinated: shape={shape!r}, expected one of: {', '.join(along)}")
+    share = start + (end - start) * along[shape]
+    return total * torch.where(w.c > 0, (1 - share) * w.c, share * w.c)
+
+
+def thresholded(w: Weights, tau: float, reading: str) -> torch.Tensor:
+    """hPPO (paper D, section 4) with threshold tau on |c|. No source says which of three it is:
+
+    "keep_above"           every token with |A| >= tau
+    "keep_negative_above"  every positive token, and negative ones with |A| >= tau
+    "drop_above"           every token with |A| <= tau: the heaviest go
+    """
+    size = w.c.abs()
+    kept = {
+        "keep_above": size >= tau,
+        "keep_negative_above": (w.c > 0) | (size >= tau),
+        "drop_above": size <= tau,
+    }
+    if reading not in kept:
+        raise BadInput(f"rule thresholded: reading={reading!r}, expected one of: {', '.join(kept)}")
+    return w.c * kept[reading]
 
 
 def resolve_rule(name: str, arguments: dict, until: float) -> Rule:
