@@ -365,11 +365,13 @@ def test_it_learns_what_it_is_rewarded_for(setup, tokenizer):
     assert last > first + 0.5
 
 
-def test_dropout_is_off_and_the_global_generator_is_left_alone(setup, tokenizer):
+def test_dropout_is_off_and_the_global_generator_is_left_alone(setup, make_model, tokenizer):
     torch.manual_seed(5)
     state = torch.get_rng_state()
-    policy, *rest = setup(rank=2)
-    train((policy.train(), *rest), tokenizer, replace(SETTINGS, iterations=1))
+    _, *rest = setup()
+    policy = make_model(rank=2, dropout=0.5).train()
+    log = train((policy, *rest), tokenizer, replace(SETTINGS, iterations=1))
+    assert log[0].first_ratio < 1e-12  # with dropout it could not be
     assert torch.equal(torch.get_rng_state(), state)
     unwrap(policy)
 

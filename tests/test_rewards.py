@@ -104,14 +104,19 @@ def test_the_oracle_scores_what_was_said(tokenizer):
 
 
 def test_label_probabilities_are_those_the_labels_are_drawn_from():
-    pairs = worlds.preference_pairs(WORLD, OBJECTIVE, "test", 400, np.random.default_rng(0))
-    probabilities = rewards.label_probabilities(WORLD, OBJECTIVE, pairs)
-    # among pairs oriented by their label, P(y+ better) averages E[p^2 + (1-p)^2]: check calibration instead
+    """Of all pairs that the world finds as hard, as many are labelled that way."""
+    world = worlds.get_world("safety")  # weak labels of `better`: a temperature far from 1
+    pairs = worlds.preference_pairs(world, "better", "test", 500, np.random.default_rng(0))
+    probabilities = rewards.label_probabilities(world, "better", pairs)
     both = np.concatenate([probabilities, 1 - probabilities])
-    won = np.concatenate([np.ones(400), np.zeros(400)])
-    for low in (0.1, 0.3, 0.6, 0.8):
+    won = np.concatenate([np.ones(500), np.zeros(500)])
+    for low in (0.1, 0.3, 0.5, 0.7):
         chosen = (both > low) & (both <= low + 0.2)
+        assert chosen.sum() > 20
         assert won[chosen].mean() == pytest.approx(both[chosen].mean(), abs=4 * 0.5 / np.sqrt(chosen.sum()))
+    spec, prompt = world.objective("better"), worlds.Prompt.parse(pairs[0]["prompt"][0]["content"])
+    u, v = (spec.utility(prompt, pairs[0][side][0]["content"]) for side in ("chosen", "rejected"))
+    assert probabilities[0] == pytest.approx(1 / (1 + np.exp(-(u - v) / world.temperature("better"))))
 
 
 def test_quality_by_hand():
