@@ -120,7 +120,8 @@ def test_g_of_a_dpo_run_is_that_of_its_own_loss(step):
 @pytest.mark.parametrize("training", [DPO, PPO], ids=str)
 def test_components_and_layers_add_up(training):
     measured = measurement.load_measured(parameters(), training)
-    whole, positive, negative, *thirds = measured.g.T
+    whole, positive, negative, *thirds, trained = measured.g.T
+    assert trained == pytest.approx(whole, rel=1e-6)
     assert positive + negative == pytest.approx(whole, rel=1e-5, abs=1e-6)
     assert sum(thirds) == pytest.approx(whole, rel=1e-5, abs=1e-6)
     for g, step in zip(measured.g, measured.layers, strict=True):
