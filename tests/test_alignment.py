@@ -52,7 +52,7 @@ def nine_components(c):
     pairs = c.abs().amax(1)[: len(c) // 2]  # w of each pair
     thirds = alignment.tertile_components(pairs, torch.ones_like(pairs, dtype=torch.bool))
     by_pair = {name: torch.cat([m, m])[:, None].expand_as(c) for name, m in thirds.items()}
-    some = torch.rand(c.shape, generator=torch.Generator().manual_seed(0)) < 0.5
+    some = torch.rand(c.shape, generator=torch.Generator().manual_seed(0)).to(c.device) < 0.5
     return {**alignment.sign_components(c), **by_pair, "mask": some, "other": ~some}
 
 
@@ -192,3 +192,42 @@ def test_bad_input_is_one_line(case):
     policy.config._attn_implementation = "sdpa"
     with pytest.raises(BadInput, match="needs 'exact'"):
         alignment.token_alignment(policy, pairs, v)
+
+
+def test_bfloat16_is_accumulated_in_float32(make_model, make_rows):
+    """The same weights in bfloat16: gradients and dot products come out in float32, near those of float32."""
+    rows = make_rows(8)
+    batch = collate(rows[:4], 0, torch.device("cpu"))
+    pieces = [{k: t[i : i + 1] for k, t in batch.items()} for i in range(8)]
+    found = []
+    for dtype in (torch.float32, torch.bfloat16):
+        policy = make_model(dtype=torch.float32)
+        for p in policy.parameters():
+            p.data = p.data.to(torch.bfloat16).float()  # both start from the same rounded weights
+        policy = policy.to(dtype)
+        v = alignment.nll_gradient(policy, pieces, alignment.parameters_of(policy))
+        assert all(g.dtype == torch.float32 for g in v.values())
+        s = alignment.token_alignment(policy, batch, v)
+        assert s.dtype == torch.float32
+        found.append((v, s))
+    (v, s), (v16, s16) = found
+    assert alignment.cosine(v, v16) > 0.999
+    assert torch.corrcoef(torch.stack([s.flatten(), s16.flatten()]))[0, 1] > 0.99
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 0.1)])
+@pytest.mark.parametrize("rank", [0, 4], ids=["full", "lora"])
+def test_agrees_with_autograd_on_a_gpu(dtype, tolerance, rank, make_model, make_rows):
+    device, rows = torch.device("cuda"), make_rows(7)
+    policy = make_model("llama", rank=rank, dtype=dtype).to(device)
+    pairs, final = collate(rows[:4], 0, device), collate(rows[4:], 0, device)
+    c, *_ = dpo_weighting(torch.linspace(-2, 2, 8, device=device), pairs["completion_mask"][:, 1:], BETA)
+    parameters = alignment.parameters_of(policy)
+    v = alignment.nll_gradient(policy, [final], parameters)
+    g = alignment.alignment(c, alignment.token_alignment(policy, pairs, v), nine_components(c), n=4)
+    scale = max(map(abs, g.values()))
+    for name, mask in nine_components(c).items():
+        direct = alignment.dot(v, alignment.loss_gradient(policy, [(pairs, c * mask)], parameters, n=4))
+        assert g[name] == pytest.approx(direct, abs=tolerance * scale), name
