@@ -379,7 +379,7 @@ def test_dropout_is_off_and_the_global_generator_is_left_alone(setup, make_model
 def test_bad_input_is_one_line(setup, tokenizer):
     with pytest.raises(BadInput, match="batch_size=8: expected a multiple of"):
         train(setup(), tokenizer, replace(SETTINGS, minibatch_size=3))
-    with pytest.raises(BadInput, match=r"PPO iteration \d: .*lower learning_rate="):
+    with pytest.raises(BadInput, match=r"PPO: policy loss .*lower learning_rate="):
         train(setup(), tokenizer, replace(SETTINGS, learning_rate=1e30))
     with pytest.raises(BadInput, match=r"batch_size=32: only 24"):
         train(setup(), tokenizer, replace(SETTINGS, batch_size=32, minibatch_size=32))

@@ -264,7 +264,6 @@ def train_ppo(
         raise BadInput(f"batch_size={settings.batch_size}: expected a multiple of {settings.minibatch_size=}")
     accelerator = Accelerator()
     policy.eval(), values.eval()  # detail 3: with dropout the first ratio would not be 1
-    groups = [[p for p in module.parameters() if p.requires_grad] for module in (policy, values)]
     parameters = trained_parameters(policy, values)
     optimizer = torch.optim.AdamW(parameters.values(), lr=settings.learning_rate, weight_decay=0.0, eps=1e-5)
     history, now = [], settings
@@ -285,18 +284,11 @@ def train_ppo(
         rollout = replace(rollout, advantages=c)
         sampled = time.perf_counter()
         totals = []
-        for update, indices in enumerate(_minibatches(settings, [seed, step])):
-            totals.append(_gradient(policy, values, rollout, indices, settings, accelerator))
-            norms = [float(torch.nn.utils.clip_grad_norm_(g, settings.max_grad_norm)) for g in groups]  # detail 12
-            totals[-1]["grad_norm"] = norms[0]
-            if not all(map(math.isfinite, [*norms, *totals[-1].values()])):
-                found = f"policy loss {totals[-1]['policy_loss']}, value loss {totals[-1]['value_loss']}, norms {norms}"
-                hint = f"expected finite numbers; lower learning_rate={settings.learning_rate}"
-                raise BadInput(f"PPO iteration {step + 1}: {found}: {hint}")
-            optimizer.step()
-            on_update(step * per_iteration + update + 1)
-        judged = float(judge(asked, rollout.samples).double().mean()) if judge else math.nan
+        for update, indices in enumerate(_minibatches(settings, [seed, step]), start=step * per_iteration + 1):
+            totals.append(_update(policy, values, optimizer, rollout, indices, settings, accelerator))
+            on_update(update)
         seconds = sampled - began, time.perf_counter() - sampled
+        judged = float(judge(asked, rollout.samples).double().mean()) if judge else math.nan
         history.append(_log(rollout, totals, judged, now.kl_coefficient, seconds))
         now = replace(now, kl_coefficient=adapted(now, history[-1].kl))
         on_step(step + 1, settings.iterations, history[-1])
@@ -331,6 +323,23 @@ def _minibatches(settings: PPOSettings, seed: list[int]) -> list[np.ndarray]:
     rng = np.random.default_rng(seed)
     orders = [rng.permutation(settings.batch_size) for _ in range(settings.epochs)]
     return [m for order in orders for m in order.reshape(-1, settings.minibatch_size)]
+
+
+def _update(policy, values, optimizer, rollout: Rollout, indices: np.ndarray, settings, accelerator) -> dict:
+    """One step of the optimiser on a minibatch; what is logged of it. Raises BadInput where it is not finite."""
+    found = _gradient(policy, values, rollout, indices, settings, accelerator)
+    norms = [  # detail 12
+        float(
+            torch.nn.utils.clip_grad_norm_([p for p in module.parameters() if p.requires_grad], settings.max_grad_norm)
+        )
+        for module in (policy, values)
+    ]
+    if not all(map(math.isfinite, [*norms, *found.values()])):
+        losses = f"policy loss {found['policy_loss']}, value loss {found['value_loss']}, gradient norms {norms}"
+        hint = f"expected finite numbers; lower learning_rate={settings.learning_rate}"
+        raise BadInput(f"PPO: {losses}: {hint}")
+    optimizer.step()
+    return found | {"grad_norm": norms[0]}
 
 
 def _gradient(policy, values, rollout: Rollout, indices: np.ndarray, settings: PPOSettings, accelerator) -> dict:
