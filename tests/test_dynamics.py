@@ -227,6 +227,13 @@ def test_flipped_labels_make_another_reward_model():
     assert (clean != noisy).any()
 
 
+@pytest.mark.parametrize("rank", [0, 2])
+def test_the_reference_stays_the_sft_model_while_the_policy_moves(rank):
+    history = dynamics.load_history(parameters(lora_rank=rank, ppo_learning_rate=1e-2), PPO)
+    assert history[0]["kl"] == pytest.approx(0, abs=1e-9)
+    assert abs(history[-1]["kl"]) > 1e-4
+
+
 def test_a_lora_policy_has_a_merged_reward_model():
     folder = dynamics.prepare_reward(parameters(lora_rank=2)) / "model"
     assert (folder / "model.safetensors").exists() and not (folder / "adapter_config.json").exists()

@@ -393,3 +393,20 @@ def test_the_judge_is_logged_and_never_learnt_from(setup, tokenizer):
         ends.append(weights(policy, values))
     assert math.isfinite(log[0].oracle)
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+
+
+def test_the_rule_decides_what_is_trained_and_the_values_learn_all_the_same(setup, tokenizer):
+    seen = []
+
+    def nothing(w):
+        seen.append((w.progress, float(w.c.abs().sum()), bool((w.weight == w.c.abs()).all()), int(w.held.sum())))
+        return torch.zeros_like(w.c)
+
+    policy, values, *rest = setup()
+    before = weights(policy, values)
+    train((policy, values, *rest), tokenizer, rule=nothing)
+    after = weights(policy, values)
+    assert all(torch.equal(after[n], before[n]) for n in after if n.startswith("policy."))
+    assert any(not torch.equal(after[n], before[n]) for n in after if n.startswith("values."))
+    assert [progress for progress, *_ in seen] == pytest.approx([0, 1 / 3, 2 / 3])
+    assert all(total > 0 and same and held > 8 for _, total, same, held in seen)
