@@ -76,7 +76,7 @@ def _whole(p: Experiment, source: str, objective: str) -> LoadedPairs:
 def loaded_pairs(p: Experiment, source: str, objective: str, seed: int) -> LoadedPairs:
     """Pairs of one objective that fit the context. The seed draws the training pairs; evaluation uses
     seed 0's test pairs."""
-    fits = None if world_of(source) else _fits_context(base_folder(p), _revision(p), p.context)
+    fits = None if world_of(source) else _fits_context(base_folder(p), base_revision(p), p.context)
     return _load(_located(p, source), objective, p.revision, p.train_pairs, p.test_pairs, seed, fits)
 
 
@@ -180,18 +180,18 @@ def _tokenizer(folder: str, revision: str | None) -> PreTrainedTokenizerBase:
     return load_tokenizer(folder, revision)
 
 
-def _revision(p: Experiment) -> str | None:
+def base_revision(p: Experiment) -> str | None:
     """The hub's, where the base model is the hub's."""
     return p.model_revision if base_folder(p) == p.model else None
 
 
 def base_model(p: Experiment) -> PreTrainedModel:
     """The fixed base model, loaded once a process."""
-    return _base_model(base_folder(p), resolve_device(p.device), resolve_dtype(p.dtype), _revision(p))
+    return _base_model(base_folder(p), resolve_device(p.device), resolve_dtype(p.dtype), base_revision(p))
 
 
 def base_tokenizer(p: Experiment) -> PreTrainedTokenizerBase:
-    return _tokenizer(base_folder(p), _revision(p))
+    return _tokenizer(base_folder(p), base_revision(p))
 
 
 def lora(p: Experiment) -> Lora:

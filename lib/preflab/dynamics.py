@@ -23,6 +23,7 @@ from preflab.bases import (
     base_folder,
     base_key,
     base_model,
+    base_revision,
     base_tokenizer,
     check_sources,
     data_key,
@@ -124,7 +125,7 @@ def _build_reward(p: DynamicsSettings, folder: Path) -> None:
     loaded = pairs_of(p, 0)
     if p.reward == "model":
         device, dtype = resolve_device(p.device), resolve_dtype(p.dtype)
-        model = load_reward_model(base_folder(p), device, dtype, initial=True)
+        model = load_reward_model(base_folder(p), device, dtype, base_revision(p), initial=True)
         if p.lora_rank:
             model = get_peft_model(model, LoraConfig(r=p.lora_rank, lora_alpha=p.lora_alpha, task_type="SEQ_CLS"))
         pairs = flip_labels(loaded.train, p.label_flips, np.random.default_rng(0))

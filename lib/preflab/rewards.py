@@ -72,7 +72,7 @@ class Scale:
 
 
 def load_reward_model(
-    folder: str | Path, device: torch.device, dtype: torch.dtype, initial: bool = False
+    folder: str | Path, device: torch.device, dtype: torch.dtype, revision: str | None = None, initial: bool = False
 ) -> PreTrainedModel:
     """A one-label sequence classifier from safetensors; with `initial`, a causal LM's trunk under a new head.
 
@@ -80,9 +80,14 @@ def load_reward_model(
     """
     try:
         model = AutoModelForSequenceClassification.from_pretrained(
-            folder, num_labels=1, dtype=dtype, attn_implementation=ATTENTION, use_safetensors=True,
+            folder,
+            num_labels=1,
+            revision=revision,
+            dtype=dtype,
+            attn_implementation=ATTENTION,
+            use_safetensors=True,
             trust_remote_code=False,
-        )  # fmt: skip
+        )
     except (OSError, ValueError, SafetensorError) as error:
         raise BadInput(f"reward model {str(folder)!r}: not loadable: {first_line(error)}") from error
     if initial:
