@@ -239,6 +239,10 @@ forest = {
 run.figure("forest", plots.forest(forest))
 
 # %% [markdown]
+# **Read it.** Greedy answers in so small a world hardly vary: one habit, such as a closing wish, can decide every prompt at
+# once, so greedy win rates run to 0, ½ or 1, and a variant may lose nearly every prompt by next to nothing. Sampled answers
+# and the mean `score` say by how much. Where the KL explodes, the language is broken.
+#
 # ## G without the part
 #
 # $G$ of the loss that is really trained, with the run's own final responses; the plain run's behind it in grey.
