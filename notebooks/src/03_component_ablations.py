@@ -142,19 +142,20 @@ print(inspect.getsource(rules.without_negative))
 print(inspect.getsource(rules.equal_weights))
 
 # %% [markdown]
-# Try them on a DPO batch of two pairs (chosen rows above rejected ones) with weights 0.2 and 0.1:
+# Try them on a DPO batch of three pairs (chosen rows above rejected ones) with different weights; every row is one
+# response, every token of it has the same $c$:
 
 # %% tags=["nbval-check-output"]
-w = torch.tensor([0.2, 0.1])  # (pairs,)
-c = torch.cat([w, -w])[:, None] * torch.ones(4, 3)  # (2 * pairs, tokens)
-weights = rules.Weights(c, w, torch.ones(2, dtype=torch.bool), progress=0.0)
+w = torch.tensor([0.25, 0.125, 0.5625])  # (pairs,)
+c = torch.cat([w, -w])[:, None] * torch.ones(6, 4)  # (2 * pairs, tokens)
+weights = rules.Weights(c, w, torch.ones(3, dtype=torch.bool), progress=0.0)
 for name_, rule in {
     "plain": rules.plain,
     "without_negative": rules.without_negative,
     "equal_weights": rules.equal_weights,
     "only the top tertile": partial(rules.only_tertile, which="top"),
 }.items():
-    print(f"{name_:<22}", rule(weights)[:, 0].tolist())
+    print(f"{name_:<22}", *(f"{value:+.4f}" for value in rule(weights)[:, 0] + 0.0))
 
 # %% [markdown]
 # ## Run
