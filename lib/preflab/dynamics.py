@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +53,7 @@ from preflab.training.reward import RewardSettings, train_reward
 
 SCALE_RESPONSES = 256  # of the base model, that standardise a reward
 SCORING_BATCH = 64
+SIDES = ("chosen_ids", "rejected_ids")
 
 
 @dataclass(frozen=True)
@@ -159,8 +160,6 @@ def reward_margins(p: DynamicsSettings) -> np.ndarray:
     scores = [reward(pairs["prompt"], [(r["prompt_ids"], r[side]) for r in rows]) for side in SIDES]
     return (scores[0] - scores[1]).numpy()
 
-
-SIDES = ("chosen_ids", "rejected_ids")
 
 # --- training -----------------------------------------------------------------------------------
 
@@ -430,12 +429,8 @@ def _response_log_probs(p: DynamicsSettings, model: PreTrainedModel, samples: li
     return found
 
 
-@lru_cache(maxsize=8)
-def probe_order(n: int, seed: int) -> np.ndarray:
-    """Which of n training pairs G is measured on, best first: fixed for all snapshots of a run."""
-    return np.random.default_rng([seed, 7]).permutation(n)
-
-
 def probe_pairs(p: DynamicsSettings, seed: int) -> Dataset:
+    """The training pairs (for PPO: their prompts) that G is measured on, the same for all snapshots of a run."""
     train = pairs_of(p, seed).train
-    return train.select(sorted(probe_order(len(train), seed)[: p.probe].tolist()))
+    order = np.random.default_rng([seed, 7]).permutation(len(train))
+    return train.select(sorted(order[: p.probe].tolist()))
