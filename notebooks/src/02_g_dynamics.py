@@ -241,22 +241,28 @@ def stacked(method, values_of):
 # ### Did they learn?
 #
 # Sampled responses to held-out prompts, before and after; the oracle's utility, paired by prompt, with a bootstrap
-# interval over prompts. Collapse would show: few different responses, a high KL, faults.
+# interval over prompts. Collapse would show: few different responses, a high KL, faults. `D'` is decoded as the parameter
+# says (greedy here): how many of its responses the oracle can read, and how many came to an end.
 
 # %%
 before = dynamics.load_answers(P, None)
 asked = dynamics.held_out_prompts(P)
 
 
-def spoken(texts):
-    found = {"distinct": len(set(texts)) / len(texts)}
+def well_formed(texts):
+    read = [worlds.read(worlds.Prompt.parse(q[-1]["content"]), text) for q, text in zip(asked, texts, strict=True)]
+    return np.mean([a.faults == 0 for a in read])
+
+
+def spoken(a):
+    found = {"distinct": len(set(a.sampled_texts)) / len(a.sampled_texts)}
     if spec:
-        read = [worlds.read(worlds.Prompt.parse(q[-1]["content"]), text) for q, text in zip(asked, texts, strict=True)]
         found |= {
-            "utility": np.mean(rewards.utilities(spec, asked, texts)),
-            "well-formed": np.mean([a.faults == 0 for a in read]),
+            "utility": np.mean(rewards.utilities(spec, asked, a.sampled_texts)),
+            "well-formed": well_formed(a.sampled_texts),
+            "D' well-formed": well_formed(a.final_texts),
         }
-    return found
+    return found | {"D' ended": np.mean([ids[-1:] == [tokenizer.eos_token_id] for _, ids in a.final])}
 
 
 answers = {str(job): dynamics.load_answers(P, job) for job in jobs}
@@ -266,9 +272,9 @@ if spec:
     for name_, after in answers.items():
         gain = rewards.utilities(spec, asked, after.sampled_texts) - utility_before
         outcomes[name_] = evaluation.bootstrap(np.mean, gain[None], rng=rng)
-table = pd.DataFrame({"SFT": spoken(before.sampled_texts)} | {k: spoken(a.sampled_texts) for k, a in answers.items()}).T
+table = pd.DataFrame({"SFT": spoken(before)} | {k: spoken(a) for k, a in answers.items()}).T
 table["gain in utility"] = pd.Series(outcomes, dtype=object)
-table["KL to SFT, nats"] = pd.Series({f"PPO, seed {s}": histories["ppo", s][-1]["kl"] for s in P.seeds})
+table["KL to SFT, nats"] = pd.Series({k: a.kl for k, a in answers.items()})
 table.sort_index(ascending=False).round(2)
 
 
