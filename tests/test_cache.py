@@ -91,8 +91,10 @@ def test_other_code_or_libraries_make_another_entry(root, monkeypatch):
 
 @pytest.mark.parametrize(
     ("module", "counts"),
-    [("worlds.py", True), ("training/dpo.py", True), ("models.py", True)]
-    + [(name, False) for name in ("claims.py", "evaluation.py", "cli.py", "figures.py", "__init__.py")],
+    [(name, True) for name in ("worlds.py", "training/dpo.py", "models.py", "sequential.py", "dynamics.py")]
+    + [
+        (name, False) for name in ("claims/sequential.py", "evaluation.py", "cli.py", "figures/dynamics.py", "rules.py")
+    ],
 )
 def test_code_that_decides_numbers_counts_and_presentation_does_not(module, counts, tmp_path, monkeypatch):
     package = shutil.copytree(Path(preflab.cache.__file__).parent, tmp_path / "preflab")
