@@ -100,8 +100,11 @@ def objective_of(p: DynamicsSettings) -> worlds.Objective | None:
 
 def held_out_prompts(p: DynamicsSettings) -> list[list[dict]]:
     """Those that D' answers, the same for every run: of test pairs, so of prompts never trained on."""
-    source, objective = (p.final_source, p.final_objective) if p.final_source else (p.source, p.objective)
-    return loaded_pairs(p, source, objective, 0).test["prompt"][: p.finals]
+    return loaded_pairs(p, *_final_source(p), 0).test["prompt"][: p.finals]
+
+
+def _final_source(p: DynamicsSettings) -> tuple[str, str]:
+    return (p.final_source, p.final_objective) if p.final_source else (p.source, p.objective)
 
 
 def reward_key(p: DynamicsSettings) -> dict:
@@ -378,10 +381,9 @@ class Answers:
 
 
 def answers_key(p: DynamicsSettings, training: Training | None) -> dict:
-    source = (p.final_source, p.final_objective) if p.final_source else (p.source, p.objective)
     return {
         "of": training_key(p, training) if training else {"base": base_key(p)},
-        "prompts": [data_key(p, *source, 0), p.train_pairs, p.test_pairs, p.finals, p.context],
+        "prompts": [data_key(p, *_final_source(p), 0), p.train_pairs, p.test_pairs, p.finals, p.context],
         "decoding": [p.final_temperature, p.max_new_tokens],
     }
 

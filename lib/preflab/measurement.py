@@ -217,11 +217,8 @@ class _Meter:
         log_probs = _in_chunks(policy, batch, p.measure_batch).sum(1)
         reference = _both_sides(self.reference).to(log_probs)
         c, _, margins = dpo_weighting(log_probs - reference, mask, p.beta)
-        w = c.amax(1)[:n]
-        thirds = alignment.tertile_components(w, torch.ones_like(w, dtype=torch.bool))
-        masks = {name: third.repeat(2)[:, None] for name, third in thirds.items()}
-        weights = Weights(c, w, torch.ones_like(w, dtype=torch.bool), progress)
-        return Probe(batch, c, self._parts(weights, masks), w, n, margins)
+        weights = Weights.of_pairs(c, progress)
+        return Probe(batch, c, self._parts(weights), weights.weight, n, margins)
 
     def _ppo_probe(self, step: int, policy: PreTrainedModel, values: Values, progress: float) -> Probe:
         """Fresh samples of the snapshot's own policy: on-policy, so the ratio is 1 and c = A."""
@@ -240,13 +237,12 @@ class _Meter:
             [self.training.seed, step, 1],  # not the samples that training draws
             Accelerator(),
         )
-        c, mask = rollout.advantages, rollout.mask.bool()
-        weights = Weights(c, c.abs(), mask, progress)
-        parts = self._parts(weights, alignment.tertile_components(c.abs(), mask))
-        return Probe(rollout.batch, c, parts, c.abs()[mask], len(c))
+        c, weights = rollout.advantages, Weights.of_tokens(rollout.advantages, rollout.mask, progress)
+        return Probe(rollout.batch, c, self._parts(weights), weights.weight[weights.held], len(c))
 
-    def _parts(self, weights: Weights, masks: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        masks = alignment.sign_components(weights.c) | masks
+    def _parts(self, weights: Weights) -> dict[str, torch.Tensor]:
+        thirds = {name: weights.tertile(name) for name in ("bottom", "middle", "top")}
+        masks = alignment.sign_components(weights.c) | thirds
         return {name: weights.c * mask for name, mask in masks.items()} | {"trained": self.training.rule(weights)}
 
     def _log_probs(self, policy: PreTrainedModel, rows: list[dict]) -> torch.Tensor:

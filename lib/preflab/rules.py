@@ -25,6 +25,17 @@ class Weights:
     held: torch.Tensor  # bool, like weight: which units there are
     progress: float  # share of training done, 0 <= progress < 1
 
+    @classmethod
+    def of_pairs(cls, c: torch.Tensor, progress: float) -> "Weights":
+        """DPO's: the weight of a pair is its chosen row's c."""
+        w = c.amax(1)[: len(c) // 2]
+        return cls(c, w, torch.ones_like(w, dtype=torch.bool), progress)
+
+    @classmethod
+    def of_tokens(cls, c: torch.Tensor, mask: torch.Tensor, progress: float) -> "Weights":
+        """PPO's."""
+        return cls(c, c.abs(), mask.bool(), progress)
+
     def tertile(self, which: str) -> torch.Tensor:
         """The bottom, middle or top third of the units by weight, as a mask of tokens, (rows, seq - 1)."""
         unit = tertile_components(self.weight, self.held)[which]

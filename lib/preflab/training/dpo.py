@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -76,8 +75,9 @@ def train_dpo(
             group["lr"] = settings.learning_rate * lr_factor(step, len(schedule), settings.warmup_share)
         with torch.random.fork_rng():
             torch.manual_seed((seed << 32) + step)  # dropout; a resumed run draws the same masks
-            shaped = partial(_shaped, rule, step / len(schedule))
-            log = _update(model, rows, reference, schedule[step], settings, pad_token_id, accelerator, shaped)
+            log = _update(
+                model, rows, reference, schedule[step], settings, pad_token_id, accelerator, rule, step / len(schedule)
+            )
         if not (math.isfinite(log.loss) and math.isfinite(log.grad_norm)):
             raise BadInput(
                 f"DPO step {step + 1}: loss {log.loss}, gradient norm {log.grad_norm}: "
@@ -111,12 +111,7 @@ def lr_factor(step: int, steps: int, warmup_share: float) -> float:
     return min((step + 1) / warmup if warmup else 1.0, (steps - step) / max(steps - warmup, 1))
 
 
-def _shaped(rule: Rule, progress: float, c: torch.Tensor) -> torch.Tensor:
-    w = c.amax(1)[: len(c) // 2]  # chosen rows are above rejected ones
-    return rule(Weights(c, w, torch.ones_like(w, dtype=torch.bool), progress))
-
-
-def _update(model, rows, reference, indices, settings, pad_token_id, accelerator, shaped) -> StepLog:
+def _update(model, rows, reference, indices, settings, pad_token_id, accelerator, rule, progress) -> StepLog:
     """Gradient of the mean loss over one batch, left in .grad, clipped; micro-batches go round the processes."""
     micro = [indices[i : i + settings.micro_batch_size] for i in range(0, len(indices), settings.micro_batch_size)]
     totals = torch.zeros(3, device=model.device, dtype=torch.promote_types(model.dtype, torch.float32))
@@ -127,7 +122,7 @@ def _update(model, rows, reference, indices, settings, pad_token_id, accelerator
         log_probs = token_log_probs(model, batch)
         ref = torch.cat([reference.chosen[some], reference.rejected[some]]).to(log_probs)
         c, loss, margins = dpo_weighting(log_probs.sum(1) - ref, batch["completion_mask"][:, 1:], settings.beta)
-        (surrogate(shaped(c), log_probs) / len(indices)).backward()
+        (surrogate(rule(Weights.of_pairs(c, progress)), log_probs) / len(indices)).backward()
         totals += torch.stack([loss.sum(), margins.sum(), (margins > 0).sum()]).to(totals)  # loss, margin, correct
     totals = sum_gradients(accelerator, parameters, totals)
     norm = torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)

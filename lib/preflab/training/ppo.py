@@ -28,6 +28,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from preflab.errors import BadInput
 from preflab.generation import Sample, sample
 from preflab.likelihood import collate_responses, completion_entropy, completion_log_probs
+from preflab.rewards import Reward
 from preflab.rules import Rule, Weights, plain
 from preflab.training.checkpoints import load_checkpoint, save_checkpoint
 from preflab.training.dpo import batches, lr_factor
@@ -36,7 +37,6 @@ from preflab.weightings import ppo_weighting, surrogate
 
 Batch = dict[str, torch.Tensor]
 Prompts = list[list[dict]]  # one list of messages each
-Reward = Callable[[Prompts, list[Sample]], torch.Tensor]  # a score for each response: (n,)
 
 
 @dataclass(frozen=True)
@@ -280,8 +280,8 @@ def train_ppo(
         began = time.perf_counter()
         asked = [prompts[i] for i in schedule[step]]
         rollout = collect(policy, values, tokenizer, asked, reference, reward, now, [seed, step], accelerator)
-        c = rule(Weights(rollout.advantages, rollout.advantages.abs(), rollout.mask.bool(), step / settings.iterations))
-        rollout = replace(rollout, advantages=c)
+        weights = Weights.of_tokens(rollout.advantages, rollout.mask, step / settings.iterations)
+        rollout = replace(rollout, advantages=rule(weights))
         sampled = time.perf_counter()
         totals = []
         for update, indices in enumerate(_minibatches(settings, [seed, step]), start=step * per_iteration + 1):

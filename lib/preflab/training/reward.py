@@ -1,14 +1,11 @@
 """Reward models through TRL: a scalar head on the base model, trained on preference pairs."""
 
-import tempfile
 from dataclasses import dataclass
 
-import torch
 from datasets import Dataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from preflab.errors import BadInput
-from preflab.training.sft import global_generators_kept
+from preflab.training.trl import run_trainer
 
 
 @dataclass(frozen=True)
@@ -33,32 +30,19 @@ def train_reward(
     from trl import RewardConfig, RewardTrainer  # slow to import, and a warm run needs none of it
 
     steps = max(1, len(pairs) // settings.batch_size * settings.epochs)
-    with tempfile.TemporaryDirectory() as folder:
-        config = RewardConfig(
-            output_dir=folder,
-            num_train_epochs=settings.epochs,
-            per_device_train_batch_size=settings.batch_size,
-            learning_rate=settings.learning_rate,
-            lr_scheduler_type="linear",
-            warmup_steps=steps // 10,
-            max_length=settings.max_length,
-            logging_steps=max(1, steps // 30),
-            logging_nan_inf_filter=False,  # its default hides a NaN loss behind an average
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            gradient_checkpointing=False,
-            bf16=model.dtype == torch.bfloat16,
-            use_cpu=model.device.type == "cpu",
-            dataloader_pin_memory=False,
-            seed=seed,
-        )
-        with global_generators_kept():  # the Trainer seeds all of them
-            trainer = RewardTrainer(model, config, train_dataset=pairs, processing_class=tokenizer)
-            trainer.remove_callback(PrinterCallback)
-            trainer.train()
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    if not torch.tensor(losses).isfinite().all():
-        raise BadInput(f"reward model's loss became {losses[-1]}: lower learning_rate={settings.learning_rate}")
-    model.eval()
-    return losses
+    return run_trainer(
+        RewardTrainer,
+        RewardConfig,
+        model,
+        tokenizer,
+        pairs,
+        what="reward model's",
+        steps=steps,
+        learning_rate=settings.learning_rate,
+        num_train_epochs=settings.epochs,
+        per_device_train_batch_size=settings.batch_size,
+        lr_scheduler_type="linear",
+        warmup_steps=steps // 10,
+        max_length=settings.max_length,
+        seed=seed,
+    )
