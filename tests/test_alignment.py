@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from preflab import alignment
+from preflab import alignment, weightings
 from preflab.errors import BadInput
 from preflab.likelihood import collate, token_log_probs
 from preflab.weightings import dpo_weighting, surrogate
@@ -50,10 +50,10 @@ def case(request, make_model, make_rows, monkeypatch):
 
 def nine_components(c):
     pairs = c.abs().amax(1)[: len(c) // 2]  # w of each pair
-    thirds = alignment.tertile_components(pairs, torch.ones_like(pairs, dtype=torch.bool))
+    thirds = weightings.tertile_components(pairs, torch.ones_like(pairs, dtype=torch.bool))
     by_pair = {name: torch.cat([m, m])[:, None].expand_as(c) for name, m in thirds.items()}
     some = torch.rand(c.shape, generator=torch.Generator().manual_seed(0)).to(c.device) < 0.5
-    return {**alignment.sign_components(c), **by_pair, "mask": some, "other": ~some}
+    return {**weightings.sign_components(c), **by_pair, "mask": some, "other": ~some}
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-4)])
@@ -158,18 +158,18 @@ def test_a_case_by_hand():
     assert s.flatten().tolist() == pytest.approx([-3 / 8, 3 / 8])
     w = 0.15
     c = torch.tensor([[w], [-w]], dtype=torch.float64)
-    g = alignment.alignment(c, s, alignment.sign_components(c), n=1)
+    g = alignment.alignment(c, s, weightings.sign_components(c), n=1)
     assert g == pytest.approx({"whole": 0.75 * w, "positive": 0.375 * w, "negative": 0.375 * w})
 
 
 def test_tertiles_are_equal_thirds_of_what_the_mask_holds():
     weight = torch.tensor([[5.0, 1.0, 9.0], [2.0, 7.0, 3.0]])
     mask = torch.tensor([[True, True, True], [True, False, True]])
-    thirds = alignment.tertile_components(weight, mask)
+    thirds = weightings.tertile_components(weight, mask)
     assert [weight[m].tolist() for m in thirds.values()] == [[1.0, 2.0], [5.0, 3.0], [9.0]]
     assert sum(m.int() for m in thirds.values()).bool().equal(mask)
     few = torch.tensor([[True, False, True], [False, True, False]])  # thirds of what is held, not of all
-    assert [weight[m].tolist() for m in alignment.tertile_components(weight, few).values()] == [[5.0], [7.0], [9.0]]
+    assert [weight[m].tolist() for m in weightings.tertile_components(weight, few).values()] == [[5.0], [7.0], [9.0]]
 
 
 def test_cosine_by_hand():

@@ -335,7 +335,7 @@ def test_two_processes_agree_with_one(setup, tokenizer, tmp_path, monkeypatch):
     finally:
         PartialState._shared_state.update(before)
     one, *two = (torch.load(tmp_path / name) for name in ("one.0", "two.0", "two.1"))
-    timed = ("oracle", "first_ratio", "sampling_seconds", "update_seconds", "samples_per_second")
+    timed = ("live", "oracle", "first_ratio", "sampling_seconds", "update_seconds", "samples_per_second")
     for log, end in two:
         for entry, expected in zip(log, one[0], strict=True):
             assert {k: v for k, v in entry.items() if k not in timed} == pytest.approx(

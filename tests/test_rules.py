@@ -119,7 +119,7 @@ def test_an_unknown_schedule_or_reading_is_one_line():
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
-        ("without_negativ", {}, "rule='without_negativ': no such rule, expected one of: coordinated, "),
+        ("without_negativ", {}, "rule='without_negativ': no such rule, expected one of: adaptive, "),
         ("Weights", {}, "no such rule"),
         ("tertile_components", {}, "no such rule"),
         ("without_negative", {"which": "top"}, "which='top': no such argument, expected none"),

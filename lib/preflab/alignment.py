@@ -126,24 +126,6 @@ def alignment(c: torch.Tensor, s: torch.Tensor, components: Mapping[str, torch.T
     return {name: float((product * mask).sum()) for name, mask in components.items()}
 
 
-def sign_components(c: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The whole, positive learning (c > 0) and negative learning (c < 0), as masks."""
-    return {"whole": torch.ones_like(c, dtype=torch.bool), "positive": c > 0, "negative": c < 0}
-
-
-def tertile_components(weight: torch.Tensor, mask: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Bottom, middle and top third by weight of what the mask holds: masks of equal sizes up to one.
-
-    `weight` and `mask` have one shape: DPO's w and which pairs there are, or PPO's |A| and which tokens.
-    Ties go by position.
-    """
-    order = torch.where(mask, weight, torch.inf).flatten().argsort(stable=True)
-    rank = torch.empty_like(order)
-    rank[order] = torch.arange(len(order), device=order.device)
-    third = (rank * 3 // mask.sum().clamp(min=1)).view_as(mask)
-    return {name: mask & (third == i) for i, name in enumerate(("bottom", "middle", "top"))}
-
-
 def dot(a: Gradient, b: Gradient) -> float:
     """Inner product over all parameters, in float64."""
     return float(sum((a[name].double() * b[name].double()).sum() for name in a))

@@ -23,7 +23,7 @@ from preflab.errors import BadInput
 MANIFEST = "manifest.json"
 PRESENTATION = {
     "__init__.py", "cache.py", "claims", "cli.py", "evaluation.py", "figures", "judging.py", "notebooks.py",
-    "parameters.py", "paths.py", "rules.py", "runs.py",
+    "parameters.py", "paths.py", "rules.py", "runs.py", "selection.py",
 }  # fmt: skip
 
 

@@ -4,10 +4,11 @@ A `Training` is one run. What it leaves in the cache: snapshots of its weights a
 measured and one update later, its log, and the responses of its final policy to held-out prompts: D'.
 """
 
+import inspect
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
-from preflab import runs, worlds
+from preflab import rewards, runs, weightings, worlds
 from preflab.bases import (
     base_folder,
     base_key,
@@ -33,11 +34,13 @@ from preflab.bases import (
     lora,
     world_of,
 )
+from preflab.errors import BadInput
 from preflab.generation import Sample, decode, sample
-from preflab.likelihood import collate_responses, pair_log_probs, token_log_probs
+from preflab.likelihood import PairLogProbs, collate_responses, pair_log_probs, token_log_probs
+from preflab.live import Live, live_alignment
 from preflab.models import load_trained, resolve_device, resolve_dtype, save_model, unwrap
 from preflab.pairs import LoadedPairs
-from preflab.parameters import AblationSettings, DynamicsSettings, Variant
+from preflab.parameters import PAIR_METHODS, Arguments, DynamicsSettings, RewardKind, Variant, VariantSettings
 from preflab.rewards import (
     Reward,
     Scale,
@@ -46,21 +49,24 @@ from preflab.rewards import (
     model_reward,
     oracle_reward,
 )
-from preflab.rules import Rule, plain, resolve_rule, rule_key
-from preflab.training.dpo import DPOSettings, StepLog, batches, train_dpo
+from preflab.rules import Rule, argument_names, plain, resolve_rule, rule_key
+from preflab.training.dpo import DPOSettings, StepLog, Weighting, batches, train_dpo
 from preflab.training.ppo import Batch, IterationLog, PPOSettings, Values, train_ppo, trained_parameters
 from preflab.training.reward import RewardSettings, train_reward
 
 SCALE_RESPONSES = 256  # of the base model, that standardise a reward
 SCORING_BATCH = 64
 SIDES = ("chosen_ids", "rejected_ids")
+OF_SAMPLES = {"ppo": ["kl_coefficient", "clip", "gae_lambda"]} | {
+    method: ["kl_coefficient", "clip", "group_size"] for method in ("grpo", "rloo")
+}  # own arguments of methods that learn from samples
 
 
 @dataclass(frozen=True)
 class Training:
     """One training run."""
 
-    method: str  # dpo or ppo
+    method: str  # one of PAIR_METHODS or SAMPLE_METHODS
     seed: int
     name: str = ""  # of the variant, where the method alone does not say it
     variant: Variant | None = None  # None: the plain method
@@ -69,20 +75,56 @@ class Training:
         return f"{self.name or self.method.upper()}, seed {self.seed}"
 
     @property
+    def from_pairs(self) -> bool:
+        return self.method in PAIR_METHODS
+
+    @property
     def rule(self) -> Rule:
         v = self.variant
-        return resolve_rule(v.rule, v.arguments, v.until) if v else plain
+        return resolve_rule(v.rule, self._rules_arguments, v.until) if v else plain
+
+    @property
+    def _rules_arguments(self) -> Arguments:
+        names = argument_names(self.variant.rule)
+        return {name: value for name, value in self.variant.arguments.items() if name in names}
+
+    @property
+    def own(self) -> Arguments:
+        """Arguments of the method: beta and those of its weighting, or some of PPO's settings. Raises BadInput."""
+        arguments = self.variant.arguments if self.variant else {}
+        own = {name: value for name, value in arguments.items() if name not in self._rules_arguments}
+        needed = list(inspect.signature(self._of_pairs).parameters)[3:] if self.from_pairs else []
+        known = ["beta", *needed] if self.from_pairs else OF_SAMPLES[self.method]
+        if unknown := sorted(set(own) - set(known)):
+            taken = argument_names(self.variant.rule) + known
+            raise BadInput(f"{self.name}: {unknown[0]}={own[unknown[0]]!r}: no such argument, expected {taken}")
+        if missing := sorted(set(needed) - set(own)):
+            raise BadInput(f"{self.name}: {missing[0]}: missing, method {self.method} needs it")
+        return own
+
+    @property
+    def _of_pairs(self) -> Callable:
+        return getattr(weightings, f"{self.method}_weighting")
+
+    @property
+    def weighting(self) -> Weighting:
+        """c of the method, for those that learn from pairs."""
+        return partial(self._of_pairs, **{name: value for name, value in self.own.items() if name != "beta"})
 
 
 def trainings(p: DynamicsSettings) -> list[Training]:
     """Every run that the parameters ask for. Raises BadInput for sources and rules that do not exist."""
     check_sources(p)
-    if not isinstance(p, AblationSettings):
+    if not isinstance(p, VariantSettings):
         return [Training(method, seed) for seed in p.seeds for method in ("ppo", "dpo")]  # the longer ones first
-    runs_ = [Training(v.method, seed, name, v) for name, v in p.variants.items() for seed in p.seeds]
+    return checked([Training(v.method, seed, name, v) for name, v in p.variants.items() for seed in p.seeds])
+
+
+def checked(runs_: list[Training]) -> list[Training]:
+    """The same, the longer ones first. Raises BadInput for a rule or an argument that does not exist."""
     for training in runs_:
-        _ = training.rule
-    return sorted(runs_, key=lambda training: training.method != "ppo")
+        _ = training.rule, training.own
+    return sorted(runs_, key=lambda training: training.from_pairs)
 
 
 # --- data and reward ----------------------------------------------------------------------------
@@ -98,19 +140,20 @@ def objective_of(p: DynamicsSettings) -> worlds.Objective | None:
     return world.objective(p.objective) if world else None
 
 
-def held_out_prompts(p: DynamicsSettings) -> list[list[dict]]:
-    """Those that D' answers, the same for every run: of test pairs, so of prompts never trained on."""
-    return loaded_pairs(p, *_final_source(p), 0).test["prompt"][: p.finals]
+def held_out_prompts(p: DynamicsSettings, which: range | None = None) -> list[list[dict]]:
+    """Of test pairs, so of prompts never trained on; by default those that D' answers, the same for every run."""
+    which = which or range(p.finals)
+    return loaded_pairs(p, *_final_source(p), 0).test["prompt"][which.start : which.stop]
 
 
 def _final_source(p: DynamicsSettings) -> tuple[str, str]:
     return (p.final_source, p.final_objective) if p.final_source else (p.source, p.objective)
 
 
-def reward_key(p: DynamicsSettings) -> dict:
-    key = {"base": base_key(p), "train": data_key(p, p.source, p.objective, 0), "reward": p.reward}
+def reward_key(p: DynamicsSettings, kind: RewardKind) -> dict:
+    key = {"base": base_key(p), "train": data_key(p, p.source, p.objective, 0), "reward": kind}
     sizes = {"pairs": [p.train_pairs, p.test_pairs], "context": p.context, "max_new_tokens": p.max_new_tokens}
-    if p.reward == "model":
+    if kind == "model":
         key |= {"training": asdict(_reward_settings(p)), "flips": p.label_flips, "lora": asdict(lora(p))}
     return key | sizes
 
@@ -119,15 +162,16 @@ def _reward_settings(p: DynamicsSettings) -> RewardSettings:
     return RewardSettings(p.reward_epochs, p.reward_batch_size, p.reward_learning_rate, p.context)
 
 
-def prepare_reward(p: DynamicsSettings) -> Path:
+def prepare_reward(p: DynamicsSettings, kind: RewardKind | None = None) -> Path:
     """Train the reward model (one for all seeds) where there is to be one; its scale; its cache entry."""
-    return runs.cache().entry("reward", reward_key(p), lambda folder: _build_reward(p, folder))
+    kind = kind or p.reward
+    return runs.cache().entry("reward", reward_key(p, kind), lambda folder: _build_reward(p, kind, folder))
 
 
-def _build_reward(p: DynamicsSettings, folder: Path) -> None:
+def _build_reward(p: DynamicsSettings, kind: RewardKind, folder: Path) -> None:
     tokenizer = base_tokenizer(p)
     loaded = pairs_of(p, 0)
-    if p.reward == "model":
+    if kind == "model":
         device, dtype = resolve_device(p.device), resolve_dtype(p.dtype)
         model = load_reward_model(base_folder(p), device, dtype, base_revision(p), initial=True)
         if p.lora_rank:
@@ -139,27 +183,34 @@ def _build_reward(p: DynamicsSettings, folder: Path) -> None:
         (folder / "loss.json").write_text(json.dumps(losses))
     prompts = loaded.train["prompt"][:SCALE_RESPONSES]
     drawn = sample(base_model(p), tokenizer, prompts, max_new_tokens=p.max_new_tokens, temperature=1.0, seed=0)
-    scale = Scale.of(_raw_reward(p, folder)(prompts, drawn))
+    scale = Scale.of(_raw_reward(p, kind, folder)(prompts, drawn))
     (folder / "scale.json").write_text(json.dumps(asdict(scale)))
 
 
-def _raw_reward(p: DynamicsSettings, folder: Path) -> Reward:
-    if p.reward == "oracle":
+def _raw_reward(p: DynamicsSettings, kind: RewardKind, folder: Path) -> Reward:
+    if kind == "oracle":
         return oracle_reward(objective_of(p), base_tokenizer(p))
+    if kind == "correct":
+        return rewards.correctness_reward(base_tokenizer(p))
     model = load_reward_model(folder / "model", resolve_device(p.device), resolve_dtype(p.dtype))
     return model_reward(model, base_tokenizer(p).pad_token_id)
 
 
-def reward_of(p: DynamicsSettings) -> Reward:
-    """The standardised reward that PPO learns from."""
-    folder = prepare_reward(p)
-    return Scale(**json.loads((folder / "scale.json").read_text())).apply(_raw_reward(p, folder))
+def reward_of(p: DynamicsSettings, training: Training | None = None) -> Reward:
+    """The standardised reward that a run learns from, or the notebook's."""
+    kind = _reward_kind(p, training) if training else p.reward
+    folder = prepare_reward(p, kind)
+    return Scale(**json.loads((folder / "scale.json").read_text())).apply(_raw_reward(p, kind, folder))
+
+
+def _reward_kind(p: DynamicsSettings, training: Training) -> RewardKind:
+    return (training.variant.reward if training.variant else None) or p.reward
 
 
 def reward_margins(p: DynamicsSettings) -> np.ndarray:
     """r(y+) - r(y-) of the unscaled reward on the held-out pairs: (pairs,)."""
     pairs = pairs_of(p, 0).test
-    reward, rows = _raw_reward(p, prepare_reward(p)), encoded(p, pairs)
+    reward, rows = _raw_reward(p, p.reward, prepare_reward(p)), encoded(p, pairs)
     scores = [reward(pairs["prompt"], [(r["prompt_ids"], r[side]) for r in rows]) for side in SIDES]
     return (scores[0] - scores[1]).numpy()
 
@@ -167,9 +218,10 @@ def reward_margins(p: DynamicsSettings) -> np.ndarray:
 # --- training -----------------------------------------------------------------------------------
 
 
-def dpo_settings(p: DynamicsSettings) -> DPOSettings:
+def dpo_settings(p: DynamicsSettings, training: Training) -> DPOSettings:
+    v, all_of_them = training.variant, len(pairs_of(p, training.seed).train) // p.dpo_batch_size * p.dpo_epochs
     return DPOSettings(
-        beta=p.beta,
+        beta=training.own.get("beta", p.beta),
         learning_rate=p.dpo_learning_rate,
         batch_size=p.dpo_batch_size,
         micro_batch_size=p.dpo_micro_batch_size,
@@ -177,12 +229,16 @@ def dpo_settings(p: DynamicsSettings) -> DPOSettings:
         warmup_share=p.warmup_share,
         weight_decay=p.weight_decay,
         checkpoint_every=p.checkpoint_every,
+        max_updates=round(v.budget * all_of_them) if v and v.budget < 1 else None,
+        live_every=v.live_every if v else None,
     )
 
 
-def ppo_settings(p: DynamicsSettings) -> PPOSettings:
-    return PPOSettings(
-        iterations=p.ppo_iterations,
+def ppo_settings(p: DynamicsSettings, training: Training) -> PPOSettings:
+    v = training.variant
+    settings = PPOSettings(
+        method=training.method,
+        iterations=round(p.ppo_iterations * (v.budget if v else 1)),
         batch_size=p.ppo_batch_size,
         minibatch_size=p.ppo_minibatch_size,
         micro_batch_size=p.ppo_micro_batch_size,
@@ -198,16 +254,38 @@ def ppo_settings(p: DynamicsSettings) -> PPOSettings:
         missing_eos_penalty=p.missing_eos_penalty,
         max_new_tokens=p.max_new_tokens,
         checkpoint_every=p.checkpoint_every,
+        live_every=v.live_every if v else None,
     )
+    return replace(settings, **training.own)
 
 
 def updates_of(p: DynamicsSettings, training: Training) -> tuple[int, int]:
     """Updates of the optimiser in all, and between two measurements."""
-    if training.method == "dpo":
-        pairs = len(pairs_of(p, training.seed).train)
-        return len(batches(pairs, p.dpo_batch_size, p.dpo_epochs, 0)), p.dpo_measure_every
-    per_iteration = p.ppo_epochs * p.ppo_batch_size // p.ppo_minibatch_size
-    return p.ppo_iterations * per_iteration, p.ppo_measure_every * per_iteration
+    if training.from_pairs:
+        pairs, settings = len(pairs_of(p, training.seed).train), dpo_settings(p, training)
+        schedule = batches(pairs, p.dpo_batch_size, p.dpo_epochs, 0)
+        return len(schedule[: settings.max_updates]), p.dpo_measure_every
+    settings = ppo_settings(p, training)
+    return settings.iterations * settings.updates, p.ppo_measure_every * settings.updates
+
+
+def passes(p: DynamicsSettings, training: Training) -> int:
+    """What training costs, in forward passes of one sequence: a backward pass and a forward-mode one count two, a
+    generated response one. Without the reference's and the reward model's, which are the same for all of a kind."""
+    total, _ = updates_of(p, training)
+    if training.from_pairs:
+        settings, pairs = dpo_settings(p, training), p.dpo_batch_size
+        look = pairs * (1 + 3) + 2 * pairs * (1 + 3)  # D' and its gradient; c and s of both sides
+        return total * 2 * pairs * 3 + _looks(total, settings.live_every) * look
+    settings, n = ppo_settings(p, training), p.ppo_batch_size
+    values = int(training.method == "ppo" and p.own_value_trunk)
+    iteration = n * (2 + values) + settings.epochs * n * 3 * (1 + values)
+    look = n * (1 + 3) + n * 3  # c is there
+    return settings.iterations * iteration + _looks(settings.iterations, settings.live_every) * look
+
+
+def _looks(steps: int, every: int | None) -> int:
+    return -(-steps // every) if every else 0
 
 
 def measured_steps(p: DynamicsSettings, training: Training) -> list[int]:
@@ -227,10 +305,11 @@ def training_key(p: DynamicsSettings, training: Training) -> dict:
         "snapshots": [p.snapshots, *updates_of(p, training)],
     }
     if training.variant and training.variant.rule != "plain":
-        key |= {"rule": rule_key(training.variant.rule, training.variant.arguments, training.variant.until)}
-    if training.method == "dpo":
-        return key | {"dpo": asdict(dpo_settings(p))}
-    return key | {"ppo": asdict(ppo_settings(p)), "own_value_trunk": p.own_value_trunk, "reward": reward_key(p)}
+        key |= {"rule": rule_key(training.variant.rule, training._rules_arguments, training.variant.until)}
+    if training.from_pairs:
+        return key | {"dpo": asdict(dpo_settings(p, training)), "own": training.weighting.keywords}
+    reward = reward_key(p, _reward_kind(p, training))
+    return key | {"ppo": asdict(ppo_settings(p, training)), "own_value_trunk": p.own_value_trunk, "reward": reward}
 
 
 def run_training(p: DynamicsSettings, training: Training) -> Path:
@@ -273,22 +352,23 @@ def trained(
     base, tokenizer = base_model(p), base_tokenizer(p)
     train = pairs_of(p, training.seed).train
     common = {"seed": training.seed, "checkpoint": checkpoint, "rule": training.rule}
-    values = None
-    if training.method == "dpo":
+    values = Values(base, p.own_value_trunk) if training.method == "ppo" else None
+    if training.from_pairs:
         rows = encoded(p, train)
-        reference = pair_log_probs(base, rows, tokenizer.pad_token_id, SCORING_BATCH)
-    else:
-        values = Values(base, p.own_value_trunk)
+        reference = reference_log_probs(p, training, rows)
     policy = fresh_policy(p, training.seed)
+    if training.variant and training.variant.live_every:
+        common |= {"live": _live(p, policy)}
     try:
         watch(0, policy, values)
-        if training.method == "dpo":
+        if training.from_pairs:
             history = train_dpo(
                 policy,
                 rows,
                 reference,
-                dpo_settings(p),
+                dpo_settings(p, training),
                 pad_token_id=tokenizer.pad_token_id,
+                weighting=training.weighting,
                 on_step=lambda step, steps, log: (watch(step, policy, None), _note(training, step, steps, log)),
                 **common,
             )
@@ -300,8 +380,8 @@ def trained(
                 tokenizer,
                 train["prompt"],
                 reference_of(policy, base),
-                reward_of(p),
-                ppo_settings(p),
+                reward_of(p, training),
+                ppo_settings(p, training),
                 judge=oracle_reward(objective, tokenizer) if objective else None,
                 on_step=partial(_note, training),
                 on_update=lambda step: watch(step, policy, values),
@@ -310,6 +390,19 @@ def trained(
         yield policy, values, history
     finally:
         unwrap(policy)
+
+
+def reference_log_probs(p: DynamicsSettings, training: Training, rows: list[dict]) -> PairLogProbs:
+    """Of the SFT model; zeros for SimPO, which has no reference and takes log-probs where others take log-ratios."""
+    found = pair_log_probs(base_model(p), rows, base_tokenizer(p).pad_token_id, SCORING_BATCH)
+    if training.method != "simpo":
+        return found
+    return replace(found, chosen=torch.zeros_like(found.chosen), rejected=torch.zeros_like(found.rejected))
+
+
+def _live(p: DynamicsSettings, policy: PreTrainedModel) -> Live:
+    how = {"max_new_tokens": p.max_new_tokens, "size": p.measure_batch}
+    return partial(live_alignment, policy, base_tokenizer(p), **how)
 
 
 def reference_of(policy: PreTrainedModel, base: PreTrainedModel) -> Callable[[Batch], torch.Tensor]:
@@ -380,36 +473,34 @@ class Answers:
         return float(-self.log_probs.sum() / sum(len(response) for _, response in self.sampled))
 
 
-def answers_key(p: DynamicsSettings, training: Training | None) -> dict:
-    return {
+def answers_key(p: DynamicsSettings, training: Training | None, which: range | None = None) -> dict:
+    key = {
         "of": training_key(p, training) if training else {"base": base_key(p)},
         "prompts": [data_key(p, *_final_source(p), 0), p.train_pairs, p.test_pairs, p.finals, p.context],
         "decoding": [p.final_temperature, p.max_new_tokens],
     }
+    return key | {"which": [which.start, which.stop]} if which else key
 
 
-def load_answers(p: DynamicsSettings, training: Training | None) -> Answers:
-    """Of a run's final policy, or of the SFT model; generated where they are not there yet."""
-    entry = runs.cache().entry("answers", answers_key(p, training), lambda folder: _build_answers(p, training, folder))
+def load_answers(p: DynamicsSettings, training: Training | None, which: range | None = None) -> Answers:
+    """Of a run's final policy, or of the SFT model, to some of the held-out prompts (by default those of D');
+    generated where they are not there yet."""
+    key = answers_key(p, training, which)
+    entry = runs.cache().entry("answers", key, lambda folder: _build_answers(p, training, which, folder))
     kept = json.loads((entry / "answers.json").read_text())
     samples = {name: [tuple(s) for s in kept.pop(name)] for name in ("final", "sampled")}
     numbers = {name: np.array(kept.pop(name)) for name in ("log_probs", "reference_log_probs")}
     return Answers(**samples, **numbers, **kept)
 
 
-def _build_answers(p: DynamicsSettings, training: Training | None, folder: Path) -> None:
-    model, tokenizer, prompts = base_model(p), base_tokenizer(p), held_out_prompts(p)
-    if training:
-        where = run_training(p, training) / "model"
-        model = load_trained(where, model, resolve_device(p.device), resolve_dtype(p.dtype))
-    try:
+def _build_answers(p: DynamicsSettings, training: Training | None, which: range | None, folder: Path) -> None:
+    tokenizer, prompts = base_tokenizer(p), held_out_prompts(p, which)
+    with final_model(p, training) as model:
         final, sampled = (
             sample(model, tokenizer, prompts, max_new_tokens=p.max_new_tokens, temperature=t, seed=1)
             for t in (p.final_temperature, 1.0)
         )
         log_probs = _response_log_probs(p, model, sampled)
-    finally:
-        model = unwrap(model)
     kept = {
         "final": final,
         "final_texts": decode(tokenizer, final),
@@ -419,6 +510,19 @@ def _build_answers(p: DynamicsSettings, training: Training | None, folder: Path)
         "reference_log_probs": _response_log_probs(p, base_model(p), sampled),
     }
     (folder / "answers.json").write_text(json.dumps(kept))
+
+
+@contextmanager
+def final_model(p: DynamicsSettings, training: Training | None) -> Iterator[PreTrainedModel]:
+    """A run's final policy, or the SFT model."""
+    model = base_model(p)
+    if training:
+        where = run_training(p, training) / "model"
+        model = load_trained(where, model, resolve_device(p.device), resolve_dtype(p.dtype))
+    try:
+        yield model
+    finally:
+        unwrap(model)
 
 
 @torch.no_grad()

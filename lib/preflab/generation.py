@@ -32,19 +32,26 @@ def sample(
 
 
 def _sample_batch(model, tokenizer, prompts, max_new_tokens, temperature) -> list[Sample]:
-    context = model.config.max_position_embeddings
-    batch = tokenizer.apply_chat_template(
-        prompts,
-        add_generation_prompt=True,
-        return_dict=True,
-        return_tensors="pt",
-        padding=True,
-        tokenizer_kwargs={"padding_side": "left"},
-    ).to(model.device)
-    ids, mask = batch["input_ids"], batch["attention_mask"]
-    length = ids.shape[1]
+    ids = tokenizer.apply_chat_template(prompts, add_generation_prompt=True, return_dict=True)["input_ids"]
+    return respond(model, tokenizer, ids, max_new_tokens, temperature)
+
+
+@torch.no_grad()
+def respond(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts_ids: list[list[int]],
+    max_new_tokens: int,
+    temperature: float = 0.0,
+) -> list[Sample]:
+    """One response for each prompt, given as token ids, in one batch; see `sample`."""
+    context, length = model.config.max_position_embeddings, max(map(len, prompts_ids))
     if length >= context:
         raise BadInput(f"prompt of {length} tokens: expected fewer than the model's context of {context}")
+    padding = [length - len(prompt) for prompt in prompts_ids]
+    rows = [[tokenizer.pad_token_id] * n + prompt for n, prompt in zip(padding, prompts_ids, strict=True)]
+    ids = torch.tensor(rows, device=model.device)
+    mask = (torch.arange(length)[None] >= torch.tensor(padding)[:, None]).long().to(model.device)
     sampling = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
     output = model.generate(
         input_ids=ids,
@@ -55,7 +62,6 @@ def _sample_batch(model, tokenizer, prompts, max_new_tokens, temperature) -> lis
     )
     ends = model.generation_config.eos_token_id
     ends = set(ends if isinstance(ends, list) else [ends])
-    prompts_ids = [row[m.bool()].tolist() for row, m in zip(ids, mask, strict=True)]
     responses = [_up_to_end(row, ends) for row in output[:, length:].tolist()]
     return list(zip(prompts_ids, responses, strict=True))
 

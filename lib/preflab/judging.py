@@ -1,17 +1,26 @@
 """Win rates: who answers better, prompt by prompt. Ties count half."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import torch
 
-from preflab import dynamics, rewards
-from preflab.dynamics import Answers
+from preflab import dynamics, rewards, runs
+from preflab.bases import base_tokenizer
+from preflab.cache import digest
+from preflab.dynamics import Answers, Training
+from preflab.generation import generate
 from preflab.parameters import DynamicsSettings
 
+ALPACA_TOKENS = 512  # new ones, as in App. B.3 of paper D
+ANNOTATOR = "weighted_alpaca_eval_gpt4_turbo"  # AlpacaEval's default, as there
 
-def judged(p: DynamicsSettings, answers: Answers, greedy: bool) -> np.ndarray:
+
+def judged(p: DynamicsSettings, answers: Answers, greedy: bool, which: range | None = None) -> np.ndarray:
     """The judge's score of each response to the held-out prompts, (prompts,): the oracle's utility in a world,
     else the reward model's score, which is no independent judge of what was trained on it."""
-    prompts = dynamics.held_out_prompts(p)
+    prompts = dynamics.held_out_prompts(p, which)
     if spec := dynamics.objective_of(p):
         return rewards.utilities(spec, prompts, answers.final_texts if greedy else answers.sampled_texts)
     scores = dynamics.reward_of(p)(prompts, answers.final if greedy else answers.sampled)
@@ -27,3 +36,33 @@ def distinct(texts: list[str], n: int) -> float:
     """Share of different n-grams of words among all of them (distinct-n)."""
     grams = [tuple(words[i : i + n]) for words in map(str.split, texts) for i in range(len(words) - n + 1)]
     return len(set(grams)) / max(len(grams), 1)
+
+
+# --- AlpacaEval ---------------------------------------------------------------------------------
+
+
+def alpaca_eval_outputs(
+    p: DynamicsSettings, training: Training | None, instructions: list[dict], generator: str
+) -> list[dict]:
+    """Greedy answers of a run's final policy (or of the SFT model, the baseline) as rows of `model_outputs.json`.
+
+    `instructions` are rows with an `instruction`, whose other keys but `output` and `generator` are kept.
+    """
+    asked = [row["instruction"] for row in instructions]
+    key = {"answers": dynamics.answers_key(p, training), "asked": digest(asked), "tokens": ALPACA_TOKENS}
+    entry = runs.cache().entry("alpaca", key, lambda folder: _answer(p, training, asked, folder))
+    outputs = json.loads((entry / "outputs.json").read_text())
+    return [row | {"output": output, "generator": generator} for row, output in zip(instructions, outputs, strict=True)]
+
+
+def _answer(p: DynamicsSettings, training: Training | None, asked: list[str], folder: Path) -> None:
+    prompts = [[{"role": "user", "content": text}] for text in asked]
+    with dynamics.final_model(p, training) as model:
+        outputs = generate(model, base_tokenizer(p), prompts, max_new_tokens=ALPACA_TOKENS, batch_size=p.measure_batch)
+    (folder / "outputs.json").write_text(json.dumps(outputs))
+
+
+def alpaca_eval_command(model_outputs: Path, reference_outputs: Path) -> str:
+    """What judges them. AlpacaEval and its judge's account are not part of this project."""
+    files = f"--model_outputs {model_outputs} --reference_outputs {reference_outputs}"
+    return f"alpaca_eval {files} --annotators_config {ANNOTATOR} --output_path {model_outputs.parent}"

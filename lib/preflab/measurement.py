@@ -25,9 +25,8 @@ from preflab.dynamics import Training
 from preflab.generation import Sample
 from preflab.likelihood import PairLogProbs, collate, collate_responses, pair_log_probs, token_log_probs
 from preflab.parameters import DynamicsSettings
-from preflab.rules import Weights
-from preflab.training.ppo import Batch, Values, collect, rows_of
-from preflab.weightings import dpo_weighting
+from preflab.training.ppo import Batch, Values, collect, kl_in_loss, rows_of
+from preflab.weightings import Weights, sign_components
 
 COMPONENTS = ("whole", "positive", "negative", "bottom", "middle", "top")
 PARTS = (*COMPONENTS, "trained")  # what the run's rule makes of the whole; the whole itself for a plain method
@@ -134,10 +133,11 @@ class _Meter:
         self.records: list[dict] = []
         self.arrays: dict[str, torch.Tensor] = {}
         self.before: dict | None = None
-        if training.method == "dpo":
-            self.reference = pair_log_probs(base, self.train_rows, self.tokenizer.pad_token_id, p.measure_batch)
+        self.history = dynamics.load_history(p, training)
+        if training.from_pairs:
+            self.reference = dynamics.reference_log_probs(p, training, self.train_rows)
         else:
-            self.reward, self.history = dynamics.reward_of(p), dynamics.load_history(p, training)
+            self.reward = dynamics.reward_of(p, training)
 
     def _batches(self, samples: list[Sample], device: torch.device) -> list[Batch]:
         size = self.p.measure_batch
@@ -157,7 +157,8 @@ class _Meter:
     def _measure(self, step: int, policy: PreTrainedModel, values: Values | None, parameters) -> None:
         p, size = self.p, self.p.measure_batch
         progress = min(step / self.due[-1], 1 - 1e-9)
-        probe = self._dpo_probe(policy, progress) if values is None else self._ppo_probe(step, policy, values, progress)
+        look = self._pairs_probe if self.training.from_pairs else self._samples_probe
+        probe = look(step, policy, values, progress)
         halves = [alignment.nll_gradient(policy, batches, parameters, p.nll) for batches in self.finals]
         v = {name: (halves[0][name] + halves[1][name]) / 2 for name in parameters}
         s = [
@@ -210,39 +211,44 @@ class _Meter:
         }
         self.before = None
 
-    def _dpo_probe(self, policy: PreTrainedModel, progress: float) -> Probe:
+    def _log_at(self, update: int, updates: int = 1) -> dict:
+        """The log of the step (of so many updates) that begins or goes on after `update`."""
+        return self.history[min(update // updates, len(self.history) - 1)]
+
+    def _pairs_probe(self, step: int, policy: PreTrainedModel, values: None, progress: float) -> Probe:
         p, n = self.p, len(self.train_rows)
         batch = collate(self.train_rows, self.tokenizer.pad_token_id, policy.device)
         mask = batch["completion_mask"][:, 1:]
         log_probs = _in_chunks(policy, batch, p.measure_batch).sum(1)
         reference = _both_sides(self.reference).to(log_probs)
-        c, _, margins = dpo_weighting(log_probs - reference, mask, p.beta)
-        weights = Weights.of_pairs(c, progress)
+        beta = dynamics.dpo_settings(p, self.training).beta
+        c, _, margins = self.training.weighting(log_probs - reference, mask, beta)
+        weights = Weights.of_pairs(c, progress, self._log_at(step)["live"])
         return Probe(batch, c, self._parts(weights), weights.weight, n, margins)
 
-    def _ppo_probe(self, step: int, policy: PreTrainedModel, values: Values, progress: float) -> Probe:
-        """Fresh samples of the snapshot's own policy: on-policy, so the ratio is 1 and c = A."""
-        p, settings = self.p, dynamics.ppo_settings(self.p)
-        per_iteration = settings.epochs * settings.batch_size // settings.minibatch_size
-        log = self.history[min(step // per_iteration, len(self.history) - 1)]
+    def _samples_probe(self, step: int, policy: PreTrainedModel, values: Values | None, progress: float) -> Probe:
+        """Fresh samples of the snapshot's own policy: on-policy, so the ratio is 1 and c = A, and GRPO's KL."""
+        p, settings = self.p, dynamics.ppo_settings(self.p, self.training)
+        log = self._log_at(step, settings.updates)
         settings = replace(settings, kl_coefficient=log["kl_coefficient"], micro_batch_size=p.measure_batch)
         rollout = collect(
             policy,
             values,
             self.tokenizer,
-            self.pairs["prompt"],
+            self.pairs["prompt"][: len(self.pairs) // settings.group_size],
             dynamics.reference_of(policy, base_model(p)),
             self.reward,
             settings,
             [self.training.seed, step, 1],  # not the samples that training draws
             Accelerator(),
         )
-        c, weights = rollout.advantages, Weights.of_tokens(rollout.advantages, rollout.mask, progress)
+        c = rollout.advantages + kl_in_loss(rollout.log_probs, rollout.reference_log_probs, rollout.mask, settings)
+        weights = Weights.of_tokens(c, rollout.mask, progress, log["live"])
         return Probe(rollout.batch, c, self._parts(weights), weights.weight[weights.held], len(c))
 
     def _parts(self, weights: Weights) -> dict[str, torch.Tensor]:
         thirds = {name: weights.tertile(name) for name in ("bottom", "middle", "top")}
-        masks = alignment.sign_components(weights.c) | thirds
+        masks = sign_components(weights.c) | thirds
         return {name: weights.c * mask for name, mask in masks.items()} | {"trained": self.training.rule(weights)}
 
     def _log_probs(self, policy: PreTrainedModel, rows: list[dict]) -> torch.Tensor:
@@ -307,7 +313,7 @@ def load_measured(p: DynamicsSettings, training: Training) -> Measured:
         ceilings=np.array([record["ceilings"] for record in records]),
         weights=kept("weights"),
         total_weight=np.array([record["total_weight"] for record in records]),
-        margins=np.array(kept("margins")) if training.method == "dpo" else None,
+        margins=np.array(kept("margins")) if training.from_pairs else None,
         nll=column("nll"),
         predicted=column("predicted"),
         changed=column("changed"),

@@ -189,16 +189,24 @@ def tiny_model(config: TinyConfig, tokenizer: PreTrainedTokenizerBase, seed: int
     return model.eval()
 
 
-def load_model(name: str, device: torch.device, dtype: torch.dtype, revision: str | None = None) -> PreTrainedModel:
+def load_model(
+    name: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    revision: str | None = None,
+    kind: type = AutoModelForCausalLM,
+    **config,
+) -> PreTrainedModel:
     """A saved or hub model, safetensors only, no remote code. Raises BadInput where it is out of reach."""
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model = kind.from_pretrained(
             name,
             revision=revision,
             dtype=dtype,
             attn_implementation=ATTENTION,
             use_safetensors=True,
             trust_remote_code=False,
+            **config,
         )
     except (OSError, ValueError, SafetensorError) as error:
         raise BadInput(f"model {name!r}: not loadable: {first_line(error)}") from error

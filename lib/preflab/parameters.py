@@ -24,6 +24,10 @@ Seed = Annotated[int, Field(ge=0)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
 SOURCE = r"^(world|hub|files):."
 Source = Annotated[str, Field(pattern=SOURCE)]
+RewardKind = Literal["model", "oracle", "correct"]
+Arguments = dict[str, int | float | str]
+PAIR_METHODS = ("dpo", "dpo_sft", "conservative_dpo", "ipo", "simpo")  # learn from pairs
+SAMPLE_METHODS = ("ppo", "grpo", "rloo")  # learn from their own samples
 
 
 class Parameters(BaseModel):
@@ -144,7 +148,7 @@ class DynamicsSettings(Experiment):
     dpo_epochs: Count
     warmup_share: Share
     weight_decay: Annotated[float, Field(ge=0)]
-    reward: Literal["model", "oracle"]
+    reward: RewardKind
     reward_epochs: Count
     reward_batch_size: Count
     reward_learning_rate: Positive
@@ -192,9 +196,12 @@ class DynamicsSettings(Experiment):
             raise ValueError(
                 f"final_objective={self.final_objective!r}: expected one with final_source and none without"
             )
-        if self.reward == "oracle" and not self.source.startswith("world:"):
-            raise ValueError(f"reward='oracle': only a world has one, expected 'model' for source={self.source!r}")
+        self._check_reward("reward", self.reward)
         return self
+
+    def _check_reward(self, key: str, reward: RewardKind | None) -> None:
+        if reward in ("oracle", "correct") and not self.source.startswith("world:"):
+            raise ValueError(f"{key}={reward!r}: only a world has one, expected 'model' for source={self.source!r}")
 
 
 class Variant(BaseModel):
@@ -202,27 +209,84 @@ class Variant(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, frozen=True)
 
-    method: Literal["dpo", "ppo"]
+    method: Literal[*PAIR_METHODS, *SAMPLE_METHODS]
     rule: str = "plain"
-    arguments: dict[str, float | str] = {}
+    arguments: Arguments = {}  # of the rule and of the method
     until: Annotated[float, Field(gt=0, le=1)] = 1.0
+    reward: RewardKind | None = None  # None: the notebook's
+    live_every: Count | None = None  # updates (of pairs) or iterations (of samples) between two looks at live G
+    budget: Annotated[float, Field(gt=0, le=1)] = 1.0  # share of the updates, for what costs more than them
+
+    @model_validator(mode="after")
+    def _live_where_used(self) -> "Variant":
+        if (self.rule == "adaptive") != (self.live_every is not None):
+            raise ValueError(f"rule={self.rule!r} with live_every={self.live_every}: expected both 'adaptive' and it")
+        return self
 
 
-class AblationSettings(DynamicsSettings):
-    """03_component_ablations."""
+class VariantSettings(DynamicsSettings):
+    """What notebooks that compare variants share."""
 
     variants: Annotated[dict[str, Variant], Field(min_length=1)]
     resamples: Annotated[int, Field(ge=100)]
+
+    @model_validator(mode="after")
+    def _greedy_answers(self) -> "VariantSettings":
+        if self.final_temperature:
+            raise ValueError(
+                f"final_temperature={self.final_temperature}: expected 0.0, win rates are of greedy answers too"
+            )
+        for name, variant in self.variants.items():
+            self._check_reward(f"variants.{name}.reward", variant.reward)
+        return self
+
+
+class AblationSettings(VariantSettings):
+    """03_component_ablations."""
 
     @model_validator(mode="after")
     def _variants_possible(self) -> "AblationSettings":
         for method in {variant.method for variant in self.variants.values()}:
             if not any(v.method == method and v.rule == "plain" for v in self.variants.values()):
                 raise ValueError(f"variants: expected one of method {method!r} with rule 'plain' to compare with")
-        if self.final_temperature:
-            raise ValueError(
-                f"final_temperature={self.final_temperature}: expected 0.0, win rates are of greedy answers too"
-            )
+        return self
+
+
+class Contender(Variant):
+    """A variant with the values of its own parameter that it may choose from."""
+
+    sweep: Annotated[list[Arguments], Field(min_length=1)] = [{}]  # arguments of each candidate
+    against: str | None = None  # the row it is compared with; None for those that others are compared with
+
+    def candidates(self) -> list[Variant]:
+        """In the order of the sweep."""
+        common = {name: getattr(self, name) for name in Variant.model_fields if name != "arguments"}
+        return [Variant(arguments=self.arguments | own, **common) for own in self.sweep]
+
+
+class CoordinationSettings(VariantSettings):
+    """04_coordinated_objectives."""
+
+    variants: Annotated[dict[str, Contender], Field(min_length=1)]
+    validation: Annotated[int, Field(ge=2)]
+    report: Annotated[int, Field(ge=2)]
+    sweep_seeds: Count
+    alpaca_eval: Source | None
+
+    @model_validator(mode="after")
+    def _contenders_possible(self) -> "CoordinationSettings":
+        sizes = {name: len(row.sweep) for name, row in self.variants.items()}
+        if len(set(sizes.values())) > 1:
+            raise ValueError(f"variants: sweeps of sizes {sizes}, expected one size: equal budgets")
+        for name, row in self.variants.items():
+            rival = self.variants.get(row.against) if row.against else None
+            if row.against and (rival is None or rival.against):
+                known = ", ".join(n for n, other in self.variants.items() if other.against is None)
+                raise ValueError(f"variants.{name}.against={row.against!r}: expected one of: {known}")
+        if (needed := self.finals + self.validation + self.report) > self.test_pairs:
+            raise ValueError(f"test_pairs={self.test_pairs}: expected at least finals + validation + report = {needed}")
+        if self.sweep_seeds > len(self.seeds):
+            raise ValueError(f"sweep_seeds={self.sweep_seeds}: expected at most the {len(self.seeds)} seeds")
         return self
 
 
@@ -246,6 +310,7 @@ MODELS = {
     "01_sequential_settings": SequentialSettings,
     "02_g_dynamics": DynamicsSettings,
     "03_component_ablations": AblationSettings,
+    "04_coordinated_objectives": CoordinationSettings,
     "90_benchmarks": Benchmarks,
 }
 

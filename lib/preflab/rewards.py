@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from datasets import Dataset
-from safetensors import SafetensorError
 from scipy.special import expit
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -15,7 +14,7 @@ from preflab import worlds
 from preflab.errors import BadInput
 from preflab.generation import Sample, decode
 from preflab.likelihood import collate_responses
-from preflab.models import ATTENTION, first_line
+from preflab.models import load_model
 
 Reward = Callable[[list[list[dict]], list[Sample]], torch.Tensor]  # prompts, samples: (n,)
 SCORING_BATCH = 128  # responses
@@ -28,6 +27,21 @@ def oracle_reward(objective: worlds.Objective, tokenizer: PreTrainedTokenizerBas
         return torch.tensor(utilities(objective, prompts, decode(tokenizer, samples)), dtype=torch.float64)
 
     return score
+
+
+def correctness_reward(tokenizer: PreTrainedTokenizerBase) -> Reward:
+    """The world's verifiable reward: 1 where the response names the right tool and no wrong one, else 0."""
+
+    def score(prompts: list[list[dict]], samples: list[Sample]) -> torch.Tensor:
+        return torch.tensor(correct(prompts, decode(tokenizer, samples)), dtype=torch.float64)
+
+    return score
+
+
+def correct(prompts: list[list[dict]], texts: list[str]) -> np.ndarray:
+    """Which responses name the right tool and no wrong one: (n,), 0 or 1."""
+    asked = [worlds.Prompt.parse(prompt[-1]["content"]) for prompt in prompts]
+    return np.array([worlds.read(p, text).correct == 1 for p, text in zip(asked, texts, strict=True)], dtype=float)
 
 
 def utilities(objective: worlds.Objective, prompts: list[list[dict]], texts: list[str]) -> np.ndarray:
@@ -78,21 +92,10 @@ def load_reward_model(
 
     Raises BadInput where it is out of reach.
     """
-    try:
-        model = AutoModelForSequenceClassification.from_pretrained(
-            folder,
-            num_labels=1,
-            revision=revision,
-            dtype=dtype,
-            attn_implementation=ATTENTION,
-            use_safetensors=True,
-            trust_remote_code=False,
-        )
-    except (OSError, ValueError, SafetensorError) as error:
-        raise BadInput(f"reward model {str(folder)!r}: not loadable: {first_line(error)}") from error
+    model = load_model(str(folder), device, dtype, revision, AutoModelForSequenceClassification, num_labels=1)
     if initial:
         torch.nn.init.zeros_(model.score.weight)  # else drawn from the global generator
-    return model.to(device).eval()
+    return model
 
 
 def flip_labels(pairs: Dataset, rate: float, rng: np.random.Generator) -> Dataset:

@@ -8,44 +8,11 @@ rule's arguments are, its signature says.
 import inspect
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 
-from preflab.alignment import tertile_components
 from preflab.errors import BadInput
-
-
-@dataclass(frozen=True)
-class Weights:
-    """The weighting of one batch of updates, as a rule sees it."""
-
-    c: torch.Tensor  # (rows, seq - 1); DPO has n chosen rows above n rejected ones
-    weight: torch.Tensor  # |c| of each unit: of a pair, (n,), in DPO; of a token, (rows, seq - 1), in PPO
-    held: torch.Tensor  # bool, like weight: which units there are
-    progress: float  # share of training done, 0 <= progress < 1
-
-    @classmethod
-    def of_pairs(cls, c: torch.Tensor, progress: float) -> "Weights":
-        """DPO's: the weight of a pair is its chosen row's c."""
-        w = c.amax(1)[: len(c) // 2]
-        return cls(c, w, torch.ones_like(w, dtype=torch.bool), progress)
-
-    @classmethod
-    def of_tokens(cls, c: torch.Tensor, mask: torch.Tensor, progress: float) -> "Weights":
-        """PPO's."""
-        return cls(c, c.abs(), mask.bool(), progress)
-
-    def tertile(self, which: str) -> torch.Tensor:
-        """The bottom, middle or top third of the units by weight, as a mask of tokens, (rows, seq - 1)."""
-        unit = tertile_components(self.weight, self.held)[which]
-        return unit if unit.dim() == 2 else unit.repeat(2)[:, None].expand_as(self.c)
-
-    @property
-    def mean(self) -> torch.Tensor:
-        """Mean weight of a unit."""
-        return self.weight[self.held].mean()
-
+from preflab.weightings import Weights
 
 Rule = Callable[[Weights], torch.Tensor]
 
@@ -85,15 +52,34 @@ def coordinated(
 ) -> torch.Tensor:
     """cDPO and cPPO (paper D, App. E; the schedule is ours): weight moves from positive to negative learning.
 
-    c+ is scaled by total * (1 - lambda) and c- by total * lambda, with lambda going from start to end: "linear",
-    "cosine", or by a "step" half-way. At lambda = 1/2 and total = 2 it is the plain method. Not conservative DPO.
+    lambda, the share of negative learning, goes from start to end: "linear", "cosine", or by a "step" half-way. Not
+    conservative DPO.
     """
     t = w.progress
     along = {"linear": t, "cosine": (1 - math.cos(math.pi * t)) / 2, "step": float(t >= 0.5)}
     if shape not in along:
         raise BadInput(f"rule coordinated: shape={shape!r}, expected one of: {', '.join(along)}")
-    share = start + (end - start) * along[shape]
-    return total * torch.where(w.c > 0, (1 - share) * w.c, share * w.c)
+    return shared(w.c, start + (end - start) * along[shape], total)
+
+
+def adaptive(w: Weights, gain: float, total: float = 2.0) -> torch.Tensor:
+    """Coordination by live G (the question that paper D leaves open; the rule is ours):
+
+        lambda = 1/2 + gain/2 * (G- - G+) / (|G-| + |G+|)
+
+    With gain > 0 the part that pulls harder towards the (proxy of the) final responses gets more weight, with gain < 0
+    the other. Needs `live_every`: see `preflab.live`.
+    """
+    if w.live is None:
+        raise BadInput("rule adaptive: expected live_every beside it, after how many updates to look at G again")
+    up, down = w.live
+    size = abs(up) + abs(down)
+    return shared(w.c, 0.5 + 0.5 * gain * (down - up) / size if size else 0.5, total)
+
+
+def shared(c: torch.Tensor, share: float, total: float) -> torch.Tensor:
+    """c+ * total * (1 - share) and c- * total * share: at share = 1/2 and total = 2 the plain method."""
+    return total * torch.where(c > 0, (1 - share) * c, share * c)
 
 
 def thresholded(w: Weights, tau: float, reading: str) -> torch.Tensor:
@@ -114,13 +100,17 @@ def thresholded(w: Weights, tau: float, reading: str) -> torch.Tensor:
     return w.c * kept[reading]
 
 
-def resolve_rule(name: str, arguments: dict, until: float) -> Rule:
-    """The rule of a YAML row; after a share `until` of training it is `plain`. Raises BadInput."""
+def argument_names(name: str) -> list[str]:
+    """What a rule takes. Raises BadInput for one that does not exist."""
     offered = [n for n, f in globals().items() if _is_rule(f)]
     if name not in offered:
         raise BadInput(f"rule={name!r}: no such rule, expected one of: {', '.join(sorted(offered))}")
-    function = globals()[name]
-    names = list(inspect.signature(function).parameters)[1:]
+    return list(inspect.signature(globals()[name]).parameters)[1:]
+
+
+def resolve_rule(name: str, arguments: dict, until: float) -> Rule:
+    """The rule of a YAML row; after a share `until` of training it is `plain`. Raises BadInput."""
+    names, function = argument_names(name), globals()[name]
     if unknown := sorted(set(arguments) - set(names)):
         raise BadInput(
             f"rule {name}: {unknown[0]}={arguments[unknown[0]]!r}: no such argument, expected {names or 'none'}"
@@ -141,4 +131,5 @@ def _is_rule(thing: object) -> bool:
 
 def rule_key(name: str, arguments: dict, until: float) -> dict:
     """What identifies a rule in cache keys: its own source, so that a new rule retrains nothing but itself."""
-    return {"rule": inspect.getsource(globals()[name]), "arguments": arguments, "until": until}
+    source = inspect.getsource(globals()[name]) + inspect.getsource(shared)
+    return {"rule": source, "arguments": arguments, "until": until}

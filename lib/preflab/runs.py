@@ -15,7 +15,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import nullcontext
 from dataclasses import asdict, is_dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -215,22 +214,30 @@ def prepare() -> None:
 
 
 def parallel(
-    function: Callable, phases: dict[str, list], workers: int, ready: Callable[[Any], bool] = lambda job: False
+    function: Callable,
+    phases: dict[str, list | Callable[[], list]],
+    workers: int,
+    ready: Callable[[Any], bool] = lambda job: False,
 ) -> None:
     """function(job) for every job of every phase, in `workers` processes of one thread each.
 
-    Jobs of a phase stand alone and may need those of earlier phases. `function` and jobs are picklable;
-    what jobs make they leave in the cache, and those that are `ready` there are not sent out. The first
-    error stops the rest. On a GPU use workers=1, which stays in this process.
+    Jobs of a phase stand alone and may need those of earlier phases, and what jobs there are may be told only once
+    those are done. `function` and jobs are picklable; what jobs make they leave in the cache, and those that are
+    `ready` there are not sent out. The first error stops the rest. On a GPU use workers=1, which stays in this process.
     """
-    missing = {what: [job for job in jobs if not ready(job)] for what, jobs in phases.items()}
-    workers = min(workers, max(map(len, missing.values())))
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, prepare) if workers > 1 else nullcontext() as pool:
-        for what, jobs in missing.items():
-            progress = Progress(what, len(phases[what]), done=len(phases[what]) - len(jobs))
-            for job in _done(function, jobs, pool):
+    pool = None
+    try:
+        for what, jobs in phases.items():
+            jobs = jobs() if callable(jobs) else jobs
+            missing = [job for job in jobs if not ready(job)]
+            if pool is None and min(workers, len(missing)) > 1:
+                pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), prepare)
+            progress = Progress(what, len(jobs), done=len(jobs) - len(missing))
+            for job in _done(function, missing, pool):
                 progress.advance(str(job))
+    finally:
+        if pool:
+            pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _done(function: Callable, jobs: list, pool: ProcessPoolExecutor | None) -> Iterator:
@@ -241,10 +248,6 @@ def _done(function: Callable, jobs: list, pool: ProcessPoolExecutor | None) -> I
             yield job
         return
     futures = {pool.submit(function, job): job for job in jobs}
-    try:
-        for future in as_completed(futures):
-            future.result()
-            yield futures[future]
-    except BaseException:
-        pool.shutdown(wait=True, cancel_futures=True)
-        raise
+    for future in as_completed(futures):
+        future.result()
+        yield futures[future]

@@ -107,6 +107,27 @@ def dialogues(source: str, n: int, rng: np.random.Generator) -> datasets.Dataset
     return datasets.Dataset.from_list([rows[i] for i in rng.permutation(len(rows))[:n]])
 
 
+def instructions(source: str, revision: str | None = None) -> list[dict]:
+    """AlpacaEval's prompts, rows with an `instruction`, from files:PATH or from alpaca_eval.json of hub:REPO.
+
+    Raises BadInput for rows without one, and where the hub cannot be reached.
+    """
+    kind, name = parse_source(source)
+    if kind == "world":
+        raise BadInput(f"alpaca_eval={source!r}: expected hub:REPO or files:PATH")
+    try:  # its repository is a script for `datasets`, which no longer runs any
+        path = name if kind == "files" else huggingface_hub.hf_hub_download(
+            name, "alpaca_eval.json", repo_type="dataset", revision=revision
+        )  # fmt: skip
+    except (OSError, huggingface_hub.errors.HfHubHTTPError):
+        raise BadInput(f"{source}: alpaca_eval.json is out of reach; expected a network and a public repo") from None
+    rows = read_rows(Path(path).expanduser())
+    for n, row in enumerate(rows, 1):
+        if not isinstance(row.get("instruction"), str):
+            raise BadInput(f"{path}: row {n}: key 'instruction' expected text")
+    return rows
+
+
 def _split_of(name: str) -> str:
     return "test" if name.startswith(("test", "validation")) else "train"
 

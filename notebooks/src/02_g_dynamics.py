@@ -118,7 +118,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from preflab import alignment, bases, dynamics, evaluation, figures, measurement, rewards, runs, worlds
+from preflab import alignment, bases, dynamics, evaluation, figures, measurement, rewards, runs, weightings, worlds
 from preflab.claims.dynamics import Curves, dynamics_claims
 from preflab.figures import dynamics as plots
 from preflab.generation import decode, sample
@@ -179,7 +179,7 @@ c, _, _ = dpo_weighting(ratios, batch["completion_mask"][:, 1:], P.beta)  # (8, 
 parameters = alignment.parameters_of(policy)
 v = alignment.nll_gradient(policy, [final], parameters, P.nll)  # one backward pass
 s = alignment.token_alignment(policy, batch, v)  # one forward-mode pass: (8, seq - 1)
-g = alignment.alignment(c, s, alignment.sign_components(c), n=4)
+g = alignment.alignment(c, s, weightings.sign_components(c), n=4)
 
 gradient = alignment.loss_gradient(policy, [(batch, c)], parameters, n=4)  # plain autograd, the whole loss alone
 print(f"s {tuple(s.shape)}; agrees with autograd: {np.isclose(alignment.dot(v, gradient), g['whole'], rtol=1e-3)}")
@@ -433,4 +433,4 @@ print("results in", "/".join(folder.parts[-3:]))
 # 2. Set `nll` to `"mean"`, as the group's earlier code does. Which curves change their sign?
 # 3. Set `reward` to `"oracle"`, then `label_flips` to 0.3. What does a worse teacher do to positive and negative learning?
 # 4. $G$ of a tertile grows with its weights. Divide by `total_weight` of `measurement.Measured`: what is left of D6?
-# 5. Replace `alignment.sign_components` by your own masks: the first token, the tool's name, the refusal. Whose $G$ is it?
+# 5. Replace `weightings.sign_components` by your own masks: the first token, the tool's name, the refusal. Whose $G$ is it?

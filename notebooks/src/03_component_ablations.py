@@ -237,7 +237,8 @@ forest = {
     for name_, v in P.variants.items()
     if v.rule != "plain"
 }
-run.figure("forest", plots.forest(forest))
+label = "win rate against the plain method − ½, 95 % interval over prompts and seeds"
+run.figure("forest", plots.forest(forest, label))
 
 # %% [markdown]
 # **Read it.** Greedy answers in so small a world hardly vary: one habit, such as a closing wish, can decide every prompt at

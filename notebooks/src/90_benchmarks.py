@@ -38,7 +38,7 @@ import torch
 from transformers import PrinterCallback, TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
-from preflab import alignment, claims, runs, worlds
+from preflab import alignment, claims, runs, weightings, worlds
 from preflab.likelihood import collate, encode_pairs, pair_log_probs, token_log_probs
 from preflab.models import (
     Lora,
@@ -161,10 +161,10 @@ mask = batch["completion_mask"][:, 1:]
 ratios = torch.linspace(-2, 2, len(mask), device=device)  # as if the policy had moved: weights that differ
 c, *_ = dpo_weighting(ratios, mask, beta=0.3)
 w = c.abs().amax(1).chunk(2)[0]  # (pairs,)
-thirds = alignment.tertile_components(w, torch.ones_like(w, dtype=torch.bool))
+thirds = weightings.tertile_components(w, torch.ones_like(w, dtype=torch.bool))
 half = torch.rand(c.shape, generator=torch.Generator().manual_seed(0)).to(device) < 0.5
 masks = {
-    **alignment.sign_components(c),
+    **weightings.sign_components(c),
     **{name: torch.cat([m, m])[:, None].expand_as(c) for name, m in thirds.items()},
     "mask": half,
     "other tokens": ~half,

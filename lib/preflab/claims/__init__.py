@@ -2,7 +2,10 @@
 
 from dataclasses import dataclass
 
+from preflab.evaluation import Interval
+
 REPRODUCED, NOT_REPRODUCED, INCONCLUSIVE = "reproduced", "not reproduced", "inconclusive"
+POINTS = 0.02  # of a win rate or an accuracy: a smaller difference is none
 
 
 @dataclass(frozen=True)
@@ -17,3 +20,8 @@ class Claim:
 
 def decide(holds: bool, fails: bool) -> str:
     return REPRODUCED if holds else NOT_REPRODUCED if fails else INCONCLUSIVE
+
+
+def nothing() -> Interval:
+    """Where there is nothing to measure."""
+    return Interval(*[float("nan")] * 3)

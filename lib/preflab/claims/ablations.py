@@ -5,10 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from preflab.claims import Claim, decide
+from preflab.claims import POINTS, Claim, decide, nothing
 from preflab.evaluation import Interval, bootstrap, seed_interval
-
-POINTS = 0.02  # win rate: a smaller loss is none
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,7 @@ def ablation_claims(
 
 
 def early_negative_learning_matters(row: Ablation | None, rng: np.random.Generator, resamples: int) -> Claim:
-    change = _win_change(row, rng, resamples, 0.95) if row else _nothing()
+    change = _win_change(row, rng, resamples, 0.95) if row else nothing()
     return Claim(
         "D7",
         "Without negative learning early, DPO performs worse: it regularises.",
@@ -57,7 +55,7 @@ def early_negative_learning_matters(row: Ablation | None, rng: np.random.Generat
 
 
 def weight_regularises(row: Ablation | None, plain_gap: np.ndarray) -> Claim:
-    change = seed_interval(row.gap - plain_gap) if row else _nothing()
+    change = seed_interval(row.gap - plain_gap) if row else nothing()
     return Claim(
         "D8",
         "DPO's weight is a regulariser: without it the gap between training and held-out pairs widens.",
@@ -79,7 +77,7 @@ def negative_g_can_help(
     negative = [a for a in removed if seed_interval(parts[a.method][a.removes].mean(1)).high < 0]
     level = 1 - 0.05 / max(len(negative), 1)
     changes = [_win_change(a, rng, resamples, level) for a in negative]
-    worst = min(changes, key=lambda change: change.high, default=_nothing())
+    worst = min(changes, key=lambda change: change.high, default=nothing())
     return Claim(
         "D9",
         "Parts with negative G can help.",
@@ -94,7 +92,3 @@ def negative_g_can_help(
 
 def _win_change(row: Ablation, rng: np.random.Generator, resamples: int, level: float) -> Interval:
     return bootstrap(lambda w: w.mean() - 0.5, row.wins, rng=rng, resamples=resamples, level=level)
-
-
-def _nothing() -> Interval:
-    return Interval(*[float("nan")] * 3)

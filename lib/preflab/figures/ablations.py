@@ -12,8 +12,8 @@ from preflab.figures import grid
 METHOD_COLOURS = {"dpo": "#2a7f9e", "ppo": "#d1495b"}
 
 
-def forest(rows: Mapping[str, tuple[str, Interval, Interval]]) -> Figure:
-    """Win rate against the plain method, less one half, with intervals: rows[name] = (method, greedy, sampled)."""
+def forest(rows: Mapping[str, tuple[str, Interval, Interval]], label: str) -> Figure:
+    """Win rates less one half, with intervals: rows[name] = (method, greedy, sampled)."""
     figure, axis = plt.subplots(figsize=(7, 0.9 + 0.36 * len(rows)), layout="constrained")
     for y, (method, *intervals) in enumerate(rows.values()):
         for shift, marker, interval in zip((-0.13, 0.13), "os", intervals, strict=True):
@@ -26,7 +26,7 @@ def forest(rows: Mapping[str, tuple[str, Interval, Interval]]) -> Figure:
     axis.plot([], [], "o", color="0.3", label="greedy")
     axis.plot([], [], "s", color="0.3", mfc="white", label="sampled")
     axis.legend(frameon=False, ncols=2, loc="lower left", bbox_to_anchor=(0, 1), fontsize=9)
-    axis.set_xlabel("win rate against the plain method − ½, 95 % interval over prompts and seeds")
+    axis.set_xlabel(label)
     return figure
 
 

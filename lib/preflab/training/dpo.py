@@ -1,7 +1,7 @@
-"""DPO as a token weighting: explicit reference log-probs, an interruptible deterministic loop."""
+"""DPO, or any other weighting of pairs: explicit reference log-probs, an interruptible deterministic loop."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,10 +12,13 @@ from transformers import PreTrainedModel
 
 from preflab.errors import BadInput
 from preflab.likelihood import PairLogProbs, collate, token_log_probs
-from preflab.rules import Rule, Weights, plain
+from preflab.live import Live, smoothed
+from preflab.rules import Rule, plain
 from preflab.training.checkpoints import load_checkpoint, save_checkpoint
 from preflab.training.processes import sum_gradients, zero_gradients
-from preflab.weightings import dpo_weighting, surrogate
+from preflab.weightings import Weights, dpo_weighting, surrogate
+
+Weighting = Callable[[torch.Tensor, torch.Tensor, float], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
 
 
 @dataclass(frozen=True)
@@ -29,16 +32,19 @@ class DPOSettings:
     max_grad_norm: float = 1.0
     weight_decay: float = 0.0
     checkpoint_every: int = 200  # updates
+    max_updates: int | None = None  # fewer than the epochs have
+    live_every: int | None = None  # updates between two looks at live G
 
 
 @dataclass(frozen=True)
 class StepLog:
     """One update, over its whole batch."""
 
-    loss: float  # mean -log sigmoid(beta * Delta)
-    margin: float  # mean beta * Delta
-    accuracy: float  # share of beta * Delta > 0
+    loss: float  # mean; DPO's is -log sigmoid(beta * Delta)
+    margin: float  # mean; DPO's is beta * Delta
+    accuracy: float  # share of margins > 0
     grad_norm: float  # before clipping
+    live: Sequence[float] | None = None  # G of positive and negative learning as the rule saw it
 
 
 def train_dpo(
@@ -49,13 +55,16 @@ def train_dpo(
     *,
     pad_token_id: int,
     seed: int,
+    weighting: Weighting = dpo_weighting,
     rule: Rule = plain,
+    live: Live | None = None,
     checkpoint: Path | None = None,
     on_step: Callable[[int, int, StepLog], None] = lambda step, steps, log: None,
 ) -> list[StepLog]:
     """Train in place on encoded pairs against fixed reference log-probs (n pairs each).
 
-    `rule` makes of DPO's c what is trained; what it takes from a batch (means, tertiles) is of a micro-batch.
+    `weighting` gives the method's c. `rule` makes of it what is trained; what it takes from a batch (means, tertiles)
+    is of a micro-batch; `live` tells it G every `live_every` updates.
     With `checkpoint`, the state is kept there every `checkpoint_every` updates and an interrupted call
     goes on from it to the same numbers. Several accelerate processes share each batch and, without
     dropout, end with the same weights as one. Raises BadInput when the loss or gradient stops being finite.
@@ -65,19 +74,21 @@ def train_dpo(
     accelerator = Accelerator()
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     optimizer = torch.optim.AdamW(parameters.values(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
-    schedule = batches(len(rows), settings.batch_size, settings.epochs, seed)
+    schedule = batches(len(rows), settings.batch_size, settings.epochs, seed)[: settings.max_updates]
     history = []
     if checkpoint and checkpoint.exists():
         history = [StepLog(**entry) for entry in load_checkpoint(checkpoint, parameters, optimizer)["history"]]
     model.train()
+    seen = history[-1].live if history else None
+    job = _Job(model, rows, reference, settings, pad_token_id, weighting, rule)
     for step in range(len(history), len(schedule)):
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate * lr_factor(step, len(schedule), settings.warmup_share)
         with torch.random.fork_rng():
             torch.manual_seed((seed << 32) + step)  # dropout; a resumed run draws the same masks
-            log = _update(
-                model, rows, reference, schedule[step], settings, pad_token_id, accelerator, rule, step / len(schedule)
-            )
+            if live and step % settings.live_every == 0:
+                seen = smoothed(seen, live(*job.look(schedule[step])))
+            log = job.update(schedule[step], accelerator, step / len(schedule), seen)
         if not (math.isfinite(log.loss) and math.isfinite(log.grad_norm)):
             raise BadInput(
                 f"DPO step {step + 1}: loss {log.loss}, gradient norm {log.grad_norm}: "
@@ -111,20 +122,46 @@ def lr_factor(step: int, steps: int, warmup_share: float) -> float:
     return min((step + 1) / warmup if warmup else 1.0, (steps - step) / max(steps - warmup, 1))
 
 
-def _update(model, rows, reference, indices, settings, pad_token_id, accelerator, rule, progress) -> StepLog:
-    """Gradient of the mean loss over one batch, left in .grad, clipped; micro-batches go round the processes."""
-    micro = [indices[i : i + settings.micro_batch_size] for i in range(0, len(indices), settings.micro_batch_size)]
-    totals = torch.zeros(3, device=model.device, dtype=torch.promote_types(model.dtype, torch.float32))
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    zero_gradients(parameters)
-    for some in micro[accelerator.process_index :: accelerator.num_processes]:
-        batch = collate([rows[i] for i in some], pad_token_id, model.device)
-        log_probs = token_log_probs(model, batch)
-        ref = torch.cat([reference.chosen[some], reference.rejected[some]]).to(log_probs)
-        c, loss, margins = dpo_weighting(log_probs.sum(1) - ref, batch["completion_mask"][:, 1:], settings.beta)
-        (surrogate(rule(Weights.of_pairs(c, progress)), log_probs) / len(indices)).backward()
-        totals += torch.stack([loss.sum(), margins.sum(), (margins > 0).sum()]).to(totals)  # loss, margin, correct
-    totals = sum_gradients(accelerator, parameters, totals)
-    norm = torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
-    loss, margin, accuracy = (totals / len(indices)).tolist()
-    return StepLog(loss, margin, accuracy, float(norm))
+@dataclass(frozen=True)
+class _Job:
+    """What every update of a run shares."""
+
+    model: PreTrainedModel
+    rows: list[dict]
+    reference: PairLogProbs
+    settings: DPOSettings
+    pad_token_id: int
+    weighting: Weighting
+    rule: Rule
+
+    def update(
+        self, indices: np.ndarray, accelerator: Accelerator, progress: float, live: Sequence[float] | None
+    ) -> StepLog:
+        """Gradient of the mean loss over one batch, left in .grad, clipped; micro-batches go round the processes."""
+        size = self.settings.micro_batch_size
+        micro = [indices[i : i + size] for i in range(0, len(indices), size)]
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        totals = torch.zeros(3, device=self.model.device, dtype=torch.promote_types(self.model.dtype, torch.float32))
+        zero_gradients(parameters)
+        for some in micro[accelerator.process_index :: accelerator.num_processes]:
+            _, log_probs, c, loss, margins = self._weigh(some)
+            (surrogate(self.rule(Weights.of_pairs(c, progress, live)), log_probs) / len(indices)).backward()
+            totals += torch.stack([loss.sum(), margins.sum(), (margins > 0).sum()]).to(totals)  # of them right
+        totals = sum_gradients(accelerator, parameters, totals)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self.settings.max_grad_norm)
+        loss, margin, accuracy = (totals / len(indices)).tolist()
+        return StepLog(loss, margin, accuracy, float(norm), live)
+
+    @torch.no_grad()
+    def look(self, indices: np.ndarray) -> tuple[dict[str, torch.Tensor], torch.Tensor, int]:
+        """The batch, its c and how many pairs it has."""
+        batch, _, c, *_ = self._weigh(indices)
+        return batch, c, len(indices)
+
+    def _weigh(self, some: np.ndarray):
+        """Of some pairs: batch, token log-probs, c, losses, margins."""
+        batch = collate([self.rows[i] for i in some], self.pad_token_id, self.model.device)
+        log_probs = token_log_probs(self.model, batch)
+        ref = torch.cat([self.reference.chosen[some], self.reference.rejected[some]]).to(log_probs)
+        ratios, mask = log_probs.sum(1) - ref, batch["completion_mask"][:, 1:]
+        return batch, log_probs, *self.weighting(ratios, mask, self.settings.beta)

@@ -1,5 +1,7 @@
 """PPO as a token weighting: sample, score, estimate advantages, update; interruptible and deterministic.
 
+GRPO and RLOO are the same loop with other advantages, of groups of samples to one prompt, and no values.
+
 The known details of RLHF's PPO (Huang et al., The N+ Implementation Details of RLHF with PPO, 2024) that
 decide whether it works are numbered where they are:
 
@@ -16,7 +18,7 @@ decide whether it works are numbered where they are:
 import copy
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -28,12 +30,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from preflab.errors import BadInput
 from preflab.generation import Sample, sample
 from preflab.likelihood import collate_responses, completion_entropy, completion_log_probs
+from preflab.live import Live, smoothed
 from preflab.rewards import Reward
-from preflab.rules import Rule, Weights, plain
+from preflab.rules import Rule, plain
 from preflab.training.checkpoints import load_checkpoint, save_checkpoint
 from preflab.training.dpo import batches, lr_factor
 from preflab.training.processes import spread, sum_gradients, zero_gradients
-from preflab.weightings import ppo_weighting, surrogate
+from preflab.weightings import Weights, group_advantages, kl_weighting, ppo_weighting, surrogate
 
 Batch = dict[str, torch.Tensor]
 Prompts = list[list[dict]]  # one list of messages each
@@ -41,6 +44,8 @@ Prompts = list[list[dict]]  # one list of messages each
 
 @dataclass(frozen=True)
 class PPOSettings:
+    method: str = "ppo"  # or grpo or rloo
+    group_size: int = 1  # samples to a prompt; grpo and rloo want more
     iterations: int = 60
     batch_size: int = 64  # samples an iteration
     minibatch_size: int = 32  # samples an update
@@ -59,6 +64,17 @@ class PPOSettings:
     max_new_tokens: int = 32
     max_grad_norm: float = 1.0
     checkpoint_every: int = 20  # iterations
+    live_every: int | None = None  # iterations between two looks at live G
+
+    @property
+    def prompts(self) -> int:
+        """An iteration's."""
+        return self.batch_size // self.group_size
+
+    @property
+    def updates(self) -> int:
+        """An iteration's."""
+        return self.epochs * self.batch_size // self.minibatch_size
 
 
 @dataclass(frozen=True)
@@ -77,8 +93,9 @@ class IterationLog:
     clip_share: float  # of tokens whose gradient the clip took away
     policy_loss: float
     value_loss: float
-    explained_variance: float  # of returns by values, before the update
+    explained_variance: float  # of returns by values, before the update; NaN without values
     grad_norm: float  # the policy's, before clipping, mean over updates
+    live: Sequence[float] | None  # G of positive and negative learning as the rule saw it
     sampling_seconds: float = field(compare=False)
     update_seconds: float = field(compare=False)
     samples_per_second: float = field(compare=False)
@@ -103,17 +120,19 @@ class Values(torch.nn.Module):
         return v.to(torch.promote_types(v.dtype, torch.float32)) * batch["completion_mask"][:, 1:]
 
 
-def evaluate(policy: PreTrainedModel, values: Values, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits (batch, seq, vocab) and values (batch, seq - 1), in one pass of the policy."""
-    shared = values.trunk is None
+def evaluate(policy: PreTrainedModel, values: Values | None, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits (batch, seq, vocab) and values (batch, seq - 1), in one pass of the policy; zeros without values."""
+    shared = values is not None and values.trunk is None
     ids, mask = batch["input_ids"], batch["attention_mask"]
     output = policy(ids, attention_mask=mask, use_cache=False, output_hidden_states=shared)
+    if values is None:
+        return output.logits, torch.zeros_like(ids[:, 1:], dtype=torch.promote_types(policy.dtype, torch.float32))
     return output.logits, values(batch, output.hidden_states[-1] if shared else None)
 
 
 @dataclass(frozen=True)
 class Rollout:
-    """n samples of a policy with everything PPO needs; tensors are (n, seq - 1) unless said otherwise."""
+    """n samples of a policy with everything an update needs; tensors are (n, seq - 1) unless said otherwise."""
 
     samples: list[Sample]
     batch: Batch
@@ -123,7 +142,7 @@ class Rollout:
     reference_log_probs: torch.Tensor
     values: torch.Tensor
     entropy: torch.Tensor
-    advantages: torch.Tensor  # whitened
+    advantages: torch.Tensor
     returns: torch.Tensor
 
     @property
@@ -178,7 +197,7 @@ def token_rewards(
 @torch.no_grad()
 def collect(
     policy: PreTrainedModel,
-    values: Values,
+    values: Values | None,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Prompts,
     reference: Callable[[Batch], torch.Tensor],
@@ -187,8 +206,10 @@ def collect(
     seed: list[int],
     accelerator: Accelerator,
 ) -> Rollout:
-    """Sample a response to every prompt and score it: what an iteration learns from, and what G is measured on."""
+    """Sample a group of responses to every prompt and score them: what an iteration learns from, and what G is
+    measured on."""
     size = settings.micro_batch_size
+    prompts = [prompt for prompt in prompts for _ in range(settings.group_size)]
 
     def draw(start: int) -> list[Sample]:
         some = prompts[start : start + size]
@@ -210,8 +231,7 @@ def collect(
     mask = batch["completion_mask"][:, 1:]
     finished = torch.tensor([ids[-1:] == [tokenizer.eos_token_id] for _, ids in samples], device=policy.device)
     scores = reward(prompts, samples).to(log_probs)
-    rewards = token_rewards(scores, finished, log_probs - reference_log_probs, mask, settings)
-    raw = gae(rewards, v, mask, settings.gamma, settings.gae_lambda)
+    advantages, returns = _advantages(scores, finished, log_probs - reference_log_probs, v, mask, settings)
     return Rollout(
         samples,
         batch,
@@ -221,9 +241,32 @@ def collect(
         reference_log_probs,
         v,
         entropy,
-        advantages=whiten(raw, mask),  # detail 7
-        returns=raw + v,
+        advantages,
+        returns,
     )
+
+
+def _advantages(scores, finished, log_ratios, v, mask, settings: PPOSettings) -> tuple[torch.Tensor, torch.Tensor]:
+    """Advantages and, for the values, returns: each (n, seq - 1)."""
+    if settings.method == "ppo":
+        rewards = token_rewards(scores, finished, log_ratios, mask, settings)
+        raw = gae(rewards, v, mask, settings.gamma, settings.gae_lambda)
+        return whiten(raw, mask), raw + v  # detail 7
+    scores = scores - settings.missing_eos_penalty * (~finished).to(scores)
+    if settings.method == "rloo":  # KL of the whole response, in its reward
+        scores = scores - settings.kl_coefficient * log_ratios.sum(1)
+        return group_advantages(scores, settings.group_size, "rloo")[:, None] * mask, v
+    return group_advantages(scores, settings.group_size, "grpo")[:, None] * mask / mask.sum(1, keepdim=True), v
+
+
+def kl_in_loss(
+    log_probs: torch.Tensor, reference_log_probs: torch.Tensor, mask: torch.Tensor, settings: PPOSettings
+) -> torch.Tensor:
+    """What GRPO's loss adds to c, averaged over a response's tokens as all of it is: (n, seq - 1); else zeros."""
+    if settings.method != "grpo":
+        return torch.zeros_like(log_probs)
+    c = kl_weighting(log_probs, reference_log_probs, mask, settings.kl_coefficient)
+    return c / mask.sum(1, keepdim=True)
 
 
 def _one_seed(*numbers: int) -> int:
@@ -237,7 +280,7 @@ def rows_of(batch: Batch, rows) -> Batch:
 
 def train_ppo(
     policy: PreTrainedModel,
-    values: Values,
+    values: Values | None,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Prompts,
     reference: Callable[[Batch], torch.Tensor],
@@ -246,6 +289,7 @@ def train_ppo(
     *,
     seed: int,
     rule: Rule = plain,
+    live: Live | None = None,
     judge: Reward | None = None,
     checkpoint: Path | None = None,
     on_step: Callable[[int, int, IterationLog], None] = lambda step, steps, log: None,
@@ -253,7 +297,8 @@ def train_ppo(
 ) -> list[IterationLog]:
     """Train policy and values in place.
 
-    `rule` makes of an iteration's advantages those that are trained on, before the ratio and the clip.
+    `rule` makes of an iteration's advantages those that are trained on, before the ratio and the clip; `live` tells
+    it G every `live_every` iterations. PPO has values, GRPO and RLOO have none.
     `reference` gives token log-probs of the fixed reference for a batch; `judge` is logged and never learned
     from. `on_step` is called after an iteration, `on_update` with the number of updates of the optimiser so far.
     With `checkpoint`, the state is kept there and an interrupted call goes on from it to the same numbers;
@@ -262,8 +307,12 @@ def train_ppo(
     """
     if settings.batch_size % settings.minibatch_size:
         raise BadInput(f"batch_size={settings.batch_size}: expected a multiple of {settings.minibatch_size=}")
+    if settings.method != "ppo" and (settings.group_size < 2 or settings.batch_size % settings.group_size):
+        raise BadInput(f"group_size={settings.group_size}: expected a divisor, above 1, of {settings.batch_size=}")
     accelerator = Accelerator()
-    policy.eval(), values.eval()  # detail 3: with dropout the first ratio would not be 1
+    policy.eval()  # detail 3: with dropout the first ratio would not be 1
+    if values:
+        values.eval()
     parameters = trained_parameters(policy, values)
     optimizer = torch.optim.AdamW(parameters.values(), lr=settings.learning_rate, weight_decay=0.0, eps=1e-5)
     history, now = [], settings
@@ -271,25 +320,28 @@ def train_ppo(
         record = load_checkpoint(checkpoint, parameters, optimizer)
         history = [IterationLog(**entry) for entry in record["history"]]
         now = replace(settings, kl_coefficient=record["kl_coefficient"])
-    rounds = -(-settings.iterations * settings.batch_size // (len(prompts) - len(prompts) % settings.batch_size or 1))
-    schedule = batches(len(prompts), settings.batch_size, rounds, seed)[: settings.iterations]
-    per_iteration = settings.epochs * settings.batch_size // settings.minibatch_size
+    rounds = -(-settings.iterations * settings.prompts // (len(prompts) - len(prompts) % settings.prompts or 1))
+    schedule = batches(len(prompts), settings.prompts, rounds, seed)[: settings.iterations]
+    seen = history[-1].live if history else None
     for step in range(len(history), settings.iterations):
         for group in optimizer.param_groups:  # detail 13
             group["lr"] = settings.learning_rate * lr_factor(step, settings.iterations, settings.warmup_share)
         began = time.perf_counter()
         asked = [prompts[i] for i in schedule[step]]
         rollout = collect(policy, values, tokenizer, asked, reference, reward, now, [seed, step], accelerator)
-        weights = Weights.of_tokens(rollout.advantages, rollout.mask, step / settings.iterations)
+        if live and step % settings.live_every == 0:
+            seen = smoothed(seen, live(rollout.batch, rollout.advantages, len(rollout.samples)))
+        weights = Weights.of_tokens(rollout.advantages, rollout.mask, step / settings.iterations, seen)
         rollout = replace(rollout, advantages=rule(weights))
         sampled = time.perf_counter()
         totals = []
-        for update, indices in enumerate(_minibatches(settings, [seed, step]), start=step * per_iteration + 1):
+        for update, indices in enumerate(_minibatches(settings, [seed, step]), start=step * settings.updates + 1):
             totals.append(_update(policy, values, optimizer, rollout, indices, settings, accelerator))
             on_update(update)
         seconds = sampled - began, time.perf_counter() - sampled
-        judged = float(judge(asked, rollout.samples).double().mean()) if judge else math.nan
-        history.append(_log(rollout, totals, judged, now.kl_coefficient, seconds))
+        everyone = [prompt for prompt in asked for _ in range(settings.group_size)]
+        judged = float(judge(everyone, rollout.samples).double().mean()) if judge else math.nan
+        history.append(_log(rollout, totals, judged, now.kl_coefficient, seen, seconds))
         now = replace(now, kl_coefficient=adapted(now, history[-1].kl))
         on_step(step + 1, settings.iterations, history[-1])
         due = (step + 1) % settings.checkpoint_every == 0 and step + 1 < settings.iterations
@@ -333,6 +385,7 @@ def _update(policy, values, optimizer, rollout: Rollout, indices: np.ndarray, se
             torch.nn.utils.clip_grad_norm_([p for p in module.parameters() if p.requires_grad], settings.max_grad_norm)
         )
         for module in (policy, values)
+        if module
     ]
     if not all(map(math.isfinite, [*norms, *found.values()])):
         losses = f"policy loss {found['policy_loss']}, value loss {found['value_loss']}, gradient norms {norms}"
@@ -359,6 +412,7 @@ def _gradient(policy, values, rollout: Rollout, indices: np.ndarray, settings: P
             log_probs, rollout.log_probs[rows], rollout.advantages[rows], mask, settings.clip
         )  # detail 8
         value_loss = clipped_value_loss(v, rollout.values[rows], rollout.returns[rows], mask, settings.value_clip)
+        c = c + kl_in_loss(log_probs, rollout.reference_log_probs[rows], mask, settings)
         total = surrogate(c, log_probs) + settings.value_coefficient * value_loss.sum()
         (total / len(indices)).backward()
         sums += torch.stack([loss.sum(), value_loss.sum(), clipped.sum(), mask.sum()]).detach().to(sums)
@@ -380,7 +434,7 @@ def clipped_value_loss(
     return 0.5 * torch.maximum((v - returns).square(), (near - returns).square()) * mask
 
 
-def _log(rollout: Rollout, totals: list[dict], judged: float, kl_coefficient: float, seconds) -> IterationLog:
+def _log(rollout: Rollout, totals: list[dict], judged: float, kl_coefficient: float, live, seconds) -> IterationLog:
     mask, n = rollout.mask.bool(), len(rollout.samples)
     returns, v = rollout.returns[mask].double(), rollout.values[mask].double()
     mean = {name: float(np.mean([t[name] for t in totals])) for name in totals[0]}
@@ -399,6 +453,7 @@ def _log(rollout: Rollout, totals: list[dict], judged: float, kl_coefficient: fl
         value_loss=mean["value_loss"],
         explained_variance=float(1 - (returns - v).var() / returns.var()),
         grad_norm=mean["grad_norm"],
+        live=live,
         sampling_seconds=seconds[0],
         update_seconds=seconds[1],
         samples_per_second=n / sum(seconds),
