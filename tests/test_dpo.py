@@ -125,7 +125,6 @@ def trl_trainer(model, tokenizer, pairs, folder, **options):
         str(folder),
         per_device_train_batch_size=8,
         max_length=None,
-        loss_type="sigmoid",
         train_sampling_strategy="sequential",
         gradient_checkpointing=False,
         disable_dropout=False,
@@ -134,7 +133,7 @@ def trl_trainer(model, tokenizer, pairs, folder, **options):
         report_to="none",
         save_strategy="no",
         disable_tqdm=True,
-        **{"beta": 0.7, **options.pop("config", {})},
+        **{"beta": 0.7, "loss_type": "sigmoid", **options.pop("config", {})},
     )
     return DPOTrainer(model, args=config, train_dataset=pairs, processing_class=tokenizer, **options)
 

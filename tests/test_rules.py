@@ -101,6 +101,25 @@ def test_coordination_half_and_half_is_the_plain_method():
 
 
 @pytest.mark.parametrize(
+    ("gain", "live", "share"),
+    [
+        (0.5, (0.1, 0.3), 0.5 + 0.25 * 0.5),  # negative learning pulls harder: more of it
+        (-0.5, (0.1, 0.3), 0.5 - 0.25 * 0.5),
+        (1.0, (-1.0, 0.0), 1.0),
+        (0.5, (0.0, 0.0), 0.5),
+    ],
+)
+def test_adaptive_coordination_follows_live_g(gain, live, share):
+    w = replace(samples_with(1.0, -3.0), live=live)
+    assert rules.adaptive(w, gain=gain)[0].tolist() == pytest.approx([2 * (1 - share), -6 * share])
+
+
+def test_adaptive_coordination_needs_live_g():
+    with pytest.raises(BadInput, match="rule adaptive: expected live_every beside it"):
+        rules.adaptive(samples_with(1.0), gain=0.5)
+
+
+@pytest.mark.parametrize(
     ("reading", "expected"),
     [("keep_above", [0, -2, 3, 0]), ("keep_negative_above", [0.5, -2, 3, 0]), ("drop_above", [0.5, 0, 0, -0.1])],
 )

@@ -52,7 +52,7 @@ def conservative_dpo_weighting(
     """
     c, _, margins = dpo_weighting(log_ratios, completion_mask, beta)
     loss = -(1 - smoothing) * F.logsigmoid(margins) - smoothing * F.logsigmoid(-margins)
-    return c - beta * smoothing * _sides(completion_mask), loss, margins
+    return c - beta * smoothing * _sides(completion_mask).to(c), loss, margins
 
 
 def dpo_sft_weighting(
@@ -63,7 +63,8 @@ def dpo_sft_weighting(
     The loss is DPO's own: the added -sft * log pi(y+) / |y+| needs log-probs, not their ratios.
     """
     c, loss, margins = dpo_weighting(log_ratios, completion_mask, beta)
-    return c + sft * _sides(completion_mask).clamp(min=0) / _lengths(completion_mask)[:, None], loss, margins
+    chosen = _sides(completion_mask).clamp(min=0).to(c)
+    return c + sft * chosen / _lengths(completion_mask)[:, None], loss, margins
 
 
 def ipo_weighting(
