@@ -30,9 +30,15 @@ def numbers(value, path=""):
     return {path: value} if isinstance(value, (int, float)) and not isinstance(value, bool) else {}
 
 
+@pytest.fixture(scope="module")
+def cold(tmp_path_factory):
+    """Results and cache of one `make reproduce`: empty at first, then shared by the notebooks in their order."""
+    return tmp_path_factory.mktemp("cold")
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_committed_notebook_runs_from_cold_to_the_same_science(name, tmp_path):
-    """nbval executes the committed notebook with its own parameters and no cache; cells tagged
+def test_committed_notebook_runs_from_cold_to_the_same_science(name, cold):
+    """nbval executes the committed notebooks with their own parameters, from an empty cache; cells tagged
     nbval-check-output must print what is committed. The science is compared as numbers: a few hundred
     float32 Adam steps differ between CPUs, so a statistic may move as two independent runs would: by the width of
     its 95 % interval in 1 case of 200."""
@@ -45,9 +51,9 @@ def test_committed_notebook_runs_from_cold_to_the_same_science(name, tmp_path):
         "--nbval-cell-timeout=900",
     ]
     command += ["-q", "-p", "no:cacheprovider", f"notebooks/{name}.ipynb"]
-    done = subprocess.run(command, cwd=ROOT, env=environment(tmp_path), capture_output=True, text=True)
+    done = subprocess.run(command, cwd=ROOT, env=environment(cold), capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:]
-    found = json.loads((tmp_path / "default" / name / "metrics.json").read_text())
+    found = json.loads((cold / "default" / name / "metrics.json").read_text())
     committed = json.loads((ROOT / "figures" / "default" / name / "metrics.json").read_text())
     assert [c["id"] for c in found["claims"]] == [c["id"] for c in committed["claims"]]
     ours, theirs = (numbers(x["metrics"].get("outcomes", {})) for x in (found, committed))
@@ -109,6 +115,23 @@ def test_a_smoke_run_of_g_leaves_its_claims_figures_and_numbers(tmp_path):
         for seed in range(2):
             whole, up, down = (parts[part][seed] for part in ("whole", "positive", "negative"))
             assert [a + b for a, b in zip(up, down, strict=True)] == pytest.approx(whole, rel=1e-3, abs=1e-5), method
+
+
+def test_a_smoke_run_of_coordination_leaves_its_claims_figures_and_numbers(tmp_path):
+    name, pipes = "04_coordinated_objectives", {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "cwd": tmp_path}
+    asked = tmp_path / "alpaca_eval.json"
+    asked.write_text('[{"instruction": "how do i fix the old lamp at home ?"}]')
+    printed = finish(preflab(tmp_path, "run", name, "--profile", "smoke", "-p", f"alpaca_eval=files:{asked}", **pipes))
+    found = metrics(tmp_path, name)
+    assert [c["id"] for c in found["claims"]] == ["D10", "D11", "D12"] and "D12" in printed
+    folder = tmp_path / "smoke" / name
+    assert {f.stem for f in folder.glob("*.png")} == {"forest", "pareto", "schedules"}
+    rows = json.loads((folder / "provenance.json").read_text())["parameters"]["variants"]
+    assert set(found["metrics"]["variants"]) == set(found["series"]["validation"]) == set(rows)
+    assert all(len(merits) == 2 for merits in found["series"]["validation"].values())
+    outputs = list(folder.glob("alpaca_eval/*/model_outputs.json"))
+    assert len(outputs) == len(rows) + 1  # and the SFT model's
+    assert json.loads(outputs[0].read_text())[0]["instruction"] == "how do i fix the old lamp at home ?"
 
 
 def test_a_warm_run_ends_with_the_same_numbers_and_trains_nothing(smoke):

@@ -410,3 +410,91 @@ def test_the_rule_decides_what_is_trained_and_the_values_learn_all_the_same(setu
     assert any(not torch.equal(after[n], before[n]) for n in after if n.startswith("values."))
     assert [progress for progress, *_ in seen] == pytest.approx([0, 1 / 3, 2 / 3])
     assert all(total > 0 and same and held > 8 for _, total, same, held in seen)
+
+
+# --- GRPO and RLOO ----------------------------------------------------------------------------------
+
+GROUPS = replace(SETTINGS, method="grpo", group_size=4, kl_coefficient=0.3)
+
+
+def without_values(result):
+    policy, _, reference, reward = result
+    return policy, None, reference, reward
+
+
+@pytest.mark.parametrize("method", ["grpo", "rloo"])
+def test_a_group_is_samples_to_one_prompt_and_its_advantages_are_of_its_scores(method, setup, tokenizer):
+    settings = replace(GROUPS, method=method)
+    rollout = roll(without_values(setup()), tokenizer, settings, n=2)
+    asked = [tuple(prompt) for prompt, _ in rollout.samples]
+    assert len(asked) == 8 and len(set(asked[:4])) == len(set(asked[4:])) == 1 and asked[0] != asked[4]
+    assert len({tuple(response) for _, response in rollout.samples[:4]}) > 1
+    scores = rollout.scores - settings.missing_eos_penalty * ~rollout.finished
+    if method == "rloo":
+        scores = scores - 0.3 * rollout.kl
+        others = torch.stack([(g.sum() - g) / 3 for g in scores.view(2, 4)]).flatten()
+        expected = (scores - others)[:, None] * rollout.mask
+    else:
+        groups = scores.view(2, 4)
+        whitened = (groups - groups.mean(1, keepdim=True)) / (groups.std(1, keepdim=True) + 1e-4)
+        expected = whitened.flatten()[:, None] * rollout.mask / rollout.mask.sum(1, keepdim=True)
+    torch.testing.assert_close(rollout.advantages, expected)
+    assert not rollout.values.any() and not rollout.returns.any()
+
+
+def test_grpos_gradient_is_that_of_its_printed_loss(setup, tokenizer):
+    """Mean over samples of the mean over tokens of  min(rA, clip(r)A) - beta (q - 1 - log q)."""
+    result = without_values(setup(rank=2))  # a policy away from its reference: the KL term is at work
+    policy = result[0]
+    rollout = roll(result, tokenizer, GROUPS, n=2)
+    rows = np.arange(8)
+    ppo._gradient(policy, None, rollout, rows, GROUPS, Accelerator())
+    found = {name: p.grad.clone() for name, p in policy.named_parameters() if p.requires_grad}
+    policy.zero_grad()
+    log_probs = token_log_probs(policy, rollout.batch)
+    ratio = (log_probs - rollout.log_probs).exp()
+    scores = (rollout.scores - GROUPS.missing_eos_penalty * ~rollout.finished).view(2, 4)
+    a = ((scores - scores.mean(1, keepdim=True)) / (scores.std(1, keepdim=True) + 1e-4)).flatten()[:, None]
+    q = (rollout.reference_log_probs - log_probs).exp()
+    token = torch.minimum(ratio * a, ratio.clamp(0.8, 1.2) * a) - 0.3 * (q - 1 - q.log())
+    (-(token * rollout.mask).sum(1) / rollout.mask.sum(1)).mean().backward()
+    for name, p in policy.named_parameters():
+        if p.requires_grad:
+            torch.testing.assert_close(found[name], p.grad, rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.parametrize("method", ["grpo", "rloo"])
+def test_groups_learn_without_values_and_resume(method, setup, tokenizer, tmp_path):
+    settings = replace(GROUPS, method=method)
+    result = without_values(setup())
+    log = train(result, tokenizer, settings)
+    assert [math.isnan(entry.explained_variance) for entry in log] == [True] * 3
+    assert all(entry.value_loss == 0 and entry.first_ratio < 1e-9 for entry in log)
+
+    def stop(step, steps, entry):
+        if step == 2:
+            raise KeyboardInterrupt
+
+    path = tmp_path / "state.safetensors"
+    with pytest.raises(KeyboardInterrupt):
+        train(without_values(setup()), tokenizer, settings, checkpoint=path, on_step=stop)
+    again = without_values(setup())
+    train(again, tokenizer, settings, checkpoint=path)
+    for a, b in zip(result[0].parameters(), again[0].parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_a_group_of_one_or_that_does_not_fit_is_refused(size, setup, tokenizer):
+    with pytest.raises(BadInput, match=f"group_size={size}: expected a divisor, above 1, of settings.batch_size=8"):
+        train(without_values(setup()), tokenizer, replace(GROUPS, group_size=size))
+
+
+def test_grpo_learns_what_it_is_rewarded_for(setup, tokenizer):
+    result = without_values(setup(dtype=torch.float32))
+    settings = replace(
+        GROUPS, iterations=15, batch_size=32, minibatch_size=16, micro_batch_size=32, learning_rate=3e-3,
+        kl_coefficient=0.0, missing_eos_penalty=0.0,
+    )  # fmt: skip
+    log = train(result, tokenizer, settings)
+    assert np.mean([entry.score for entry in log[-3:]]) > np.mean([entry.score for entry in log[:3]]) + 0.2
