@@ -44,6 +44,14 @@ def test_it_is_g_with_greedy_answers_of_the_current_policy(architecture, size, m
     assert model.training and all(p.grad is None for p in model.parameters())
 
 
+def test_a_look_is_without_dropout(make_model, make_rows, tokenizer):
+    model = make_model(rank=2, dropout=0.5).train()
+    batch = collate(make_rows(4), tokenizer.pad_token_id, model.device)
+    c = torch.ones(8, batch["input_ids"].shape[1] - 1)
+    first, again = (live_alignment(model, tokenizer, batch, c, 4, max_new_tokens=5, size=8) for _ in range(2))
+    assert first == again and model.training
+
+
 def test_the_proxy_answers_the_prompts_of_the_batch(make_model, make_pairs, make_rows, tokenizer, monkeypatch):
     """The prompts are cut out of the rows; the same as those that a chat template makes."""
     model, pairs, seen = make_model().requires_grad_(True), make_pairs(4), []

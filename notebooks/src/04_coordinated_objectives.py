@@ -311,7 +311,7 @@ run.figure("forest", forest(lines, label))
 # ## What it costs: the frontier
 #
 # Score against the distance from the SFT model, and against diversity. Small dots are the candidates that were not chosen (on the validation
-# prompts). Whatever scores far below stands on the lower edge: its language is broken.
+# prompts). What scores far below the SFT model, its language broken, is left out of the picture; the table has it.
 
 
 # %%

@@ -22,7 +22,7 @@ def forest(rows: Mapping[str, tuple[str, Interval, Interval]], label: str) -> Fi
             axis.plot(interval.value, y + shift, marker, color=colour, ms=5, mfc=colour if marker == "o" else "white")
     axis.axvline(0, color="0.4", lw=0.8, zorder=0)
     axis.set_yticks(range(len(rows)), rows)
-    axis.invert_yaxis()
+    axis.set_ylim(len(rows) - 0.5, -0.5)
     axis.plot([], [], "o", color="0.3", label="greedy")
     axis.plot([], [], "s", color="0.3", mfc="white", label="sampled")
     axis.legend(frameon=False, ncols=2, loc="lower left", bbox_to_anchor=(0, 1), fontsize=9)

@@ -44,7 +44,7 @@ def pareto(places: Mapping[str, Place], before: tuple[float, float]) -> Figure:
     axes[1].set_xlabel("entropy, nats a token")
     axes[0].set_ylabel("oracle score of sampled answers")
     for axis in axes:
-        _ground(axis, [score for place in places.values() for score in place.score])
+        _ground(axis, [before[0], *(score for place in places.values() for score in place.score)])
     handles = [
         plt.Line2D([], [], marker=f"${number}$", color=METHOD_COLOURS[place.family], ls="", ms=7, label=name)
         for number, (name, place) in enumerate(places.items(), 1)
@@ -63,9 +63,9 @@ def _front(axis: Axes, points: np.ndarray, better: int) -> None:
 
 
 def _ground(axis: Axes, scores: Sequence[float]) -> None:
-    """Broken languages score far below everything else: they stand on the picture's lower edge."""
-    low, high = np.quantile(scores, 0.1), max(scores)
-    axis.set_ylim(low - 0.25 * (high - low), high + 0.1 * (high - low))
+    """From the first score, the SFT model's, or the lowest tenth: broken languages score far below and fall out."""
+    low, high = min(scores[0], np.quantile(scores, 0.1)), max(scores)
+    axis.set_ylim(low - 0.1 * (high - low), high + 0.1 * (high - low))
 
 
 @dataclass(frozen=True)
@@ -79,14 +79,13 @@ class Course:
 
 
 def schedules(courses: Mapping[str, Course]) -> Figure:
-    """Above what the schedule does, below the G it produces."""
+    """Above what the schedule does, below the G it produces, each on its own scale."""
     figure, axes = plt.subplots(
         2,
         len(courses),
         figsize=(2.4 * len(courses), 4.2),
         squeeze=False,
         sharex=True,
-        sharey="row",
         height_ratios=(1, 1.6),
         layout="constrained",
     )
@@ -95,8 +94,8 @@ def schedules(courses: Mapping[str, Course]) -> Figure:
         for seed in course.share:
             above.plot(course.share_progress, seed, color="0.25", lw=0.8, alpha=0.6)
         above.set_title(name, loc="left", size=9)
+        above.set_ylim(0, 1)
         _g(below, course)
-    axes[0, 0].set_ylim(0, 1)
     axes[0, 0].set_ylabel("λ")
     axes[1, 0].set_ylabel("G")
     axes[1, 0].legend(frameon=False, fontsize=8)
