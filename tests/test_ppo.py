@@ -425,7 +425,7 @@ def without_values(result):
 @pytest.mark.parametrize("method", ["grpo", "rloo"])
 def test_a_group_is_samples_to_one_prompt_and_its_advantages_are_of_its_scores(method, setup, tokenizer):
     settings = replace(GROUPS, method=method)
-    rollout = roll(without_values(setup()), tokenizer, settings, n=2)
+    rollout = roll(without_values(setup(rank=2)), tokenizer, settings, n=2)  # away from the reference
     asked = [tuple(prompt) for prompt, _ in rollout.samples]
     assert len(asked) == 8 and len(set(asked[:4])) == len(set(asked[4:])) == 1 and asked[0] != asked[4]
     assert len({tuple(response) for _, response in rollout.samples[:4]}) > 1
