@@ -498,3 +498,10 @@ def test_grpo_learns_what_it_is_rewarded_for(setup, tokenizer):
     )  # fmt: skip
     log = train(result, tokenizer, settings)
     assert np.mean([entry.score for entry in log[-3:]]) > np.mean([entry.score for entry in log[:3]]) + 0.2
+
+
+def test_a_missing_end_costs_a_sample_of_a_group_the_penalty():
+    settings = replace(GROUPS, method="rloo", kl_coefficient=0.0, missing_eos_penalty=3.0)
+    finished, zeros = torch.tensor([True, True, False, True]), torch.zeros(4, 1)
+    found, _ = ppo._advantages(torch.ones(4), finished, zeros, zeros, torch.ones(4, 1), settings)
+    assert found.flatten().tolist() == pytest.approx([1.0, 1.0, -3.0, 1.0])
