@@ -6,7 +6,7 @@ import pytest
 import torch
 from test_rules import TINY, parameters, results  # noqa: F401
 
-from preflab import dynamics, rules
+from preflab import dynamics, measurement, rules
 from preflab.generation import respond, sample
 from preflab.likelihood import collate, collate_responses, pair_log_probs, token_log_probs
 from preflab.live import live_alignment, smoothed
@@ -137,4 +137,8 @@ def test_an_adaptive_run_leaves_its_looks_and_is_measured_with_them(method):
     history = dynamics.load_history(p, training)
     assert all(len(entry["live"]) == 2 and all(map(abs, entry["live"])) for entry in history)
     w = Weights(torch.tensor([[1.0], [-1.0]]), torch.ones(1), torch.ones(1).bool(), 0.0, history[0]["live"])
-    assert training.rule(w).tolist() != w.c.tolist()
+    up, down = training.rule(w).flatten().tolist()
+    assert up != 1
+    measured = measurement.load_measured(p, training)
+    g = dict(zip(measurement.PARTS, measured.g[0], strict=True))
+    assert g["trained"] == pytest.approx(up * g["positive"] - down * g["negative"], rel=1e-6)

@@ -112,6 +112,15 @@ def test_every_method_trains_and_what_it_trains_on_is_what_is_measured():
             assert g["trained"] == pytest.approx(g["whole"])
 
 
+def test_what_grpo_has_in_its_loss_is_measured_too(monkeypatch, tmp_path):
+    p = parameters()
+    training = selection.candidates(p)["GRPO"][0]
+    plain = measurement.load_measured(p, training).total_weight[0, 0]
+    monkeypatch.setattr(measurement, "kl_in_loss", lambda log_probs, reference, mask, settings: 100.0 * mask)
+    measurement._build(p, training, tmp_path)
+    assert json.loads((tmp_path / "record.json").read_text())[0]["total_weight"][0] > plain + 90
+
+
 def test_simpo_has_no_reference():
     p = parameters()
     rows = bases.encoded(p, dynamics.pairs_of(p, 0).train)
@@ -224,7 +233,13 @@ def test_d10(rate, prompts, expected, verdicts):
 
 @pytest.mark.parametrize(
     ("off", "prompts", "expected"),
-    [(0.0, 400, REPRODUCED), (0.1, 400, NOT_REPRODUCED), (-0.1, 400, NOT_REPRODUCED), (0.03, 400, INCONCLUSIVE)],
+    [
+        (0.0, 400, REPRODUCED),
+        (0.1, 400, NOT_REPRODUCED),
+        (-0.1, 400, NOT_REPRODUCED),
+        (0.03, 400, INCONCLUSIVE),
+        (-0.03, 400, INCONCLUSIVE),
+    ],
 )
 def test_d11(off, prompts, expected, verdicts):
     assert verdicts(prompts, off, cDPO=0.5, cPPO=0.5, hPPO=0.5)["D11"] == expected
