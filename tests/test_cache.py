@@ -99,10 +99,11 @@ def test_other_code_or_libraries_make_another_entry(root, monkeypatch):
 def test_code_that_decides_numbers_counts_and_presentation_does_not(module, counts, tmp_path, monkeypatch):
     package = shutil.copytree(Path(preflab.cache.__file__).parent, tmp_path / "preflab")
     monkeypatch.setattr(preflab.cache, "__file__", str(package / "cache.py"))
-    before = code_version.__wrapped__()
+    before, everything = code_version.__wrapped__(), code_version.__wrapped__(frozenset())
     with open(package / module, "a") as file:
         file.write("\n# changed\n")
     assert (code_version.__wrapped__() != before) == counts
+    assert code_version.__wrapped__(frozenset()) != everything  # of a run's results all of it decides
 
 
 @pytest.mark.parametrize("name", ["deep/weights", "log.json"])

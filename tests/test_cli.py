@@ -13,9 +13,9 @@ import nbformat
 import pytest
 from typer.testing import CliRunner
 
-from preflab import paths
+from preflab import notebooks, paths
 from preflab.cli import app
-from preflab.parameters import defaults
+from preflab.parameters import defaults, resolve
 
 NAME = "01_sequential_settings"
 SOURCE = Path(__file__).resolve().parents[1] / "notebooks" / "src" / f"{NAME}.py"
@@ -161,6 +161,40 @@ def test_a_run_writes_its_folder_and_shows_progress_and_verdicts(project, tmp_pa
     assert provenance["command"] == f"preflab run {NAME} --profile default"
     assert provenance["parameters"]["beta"] == 0.2
     assert provenance["data"]["interpreter"]
+
+
+def test_what_is_up_to_date_is_not_run_again(project):
+    """`reproduce` goes by the cells, the parameters and the code; `run` always runs."""
+    project.body(RUN)
+    folder = project.results / "default" / NAME
+
+    def runs_again(*words):
+        before = (folder / "metrics.json").stat().st_ino if folder.exists() else None
+        result = project.call(*words)
+        assert result.exit_code == 0, result.stderr
+        again = (folder / "metrics.json").stat().st_ino != before
+        assert ("up to date" in result.stderr) == (not again)
+        assert "S1" in result.stdout
+        return again
+
+    assert runs_again("reproduce")
+    assert not runs_again("reproduce")
+    assert runs_again("run", NAME)
+    project.yaml.write_text("beta: 0.3\n")
+    assert runs_again("reproduce")
+    project.body(RUN + "  # changed")
+    assert runs_again("reproduce")
+    assert not runs_again("reproduce")
+
+
+def test_results_from_data_outside_the_project_are_never_up_to_date(project):
+    notebook, given = nbformat.v4.new_notebook(), {"settings": {"x": ["files:a", "b", "c"]}}
+    folder = project.results / "default" / NAME
+    folder.mkdir(parents=True)
+    for values, expected in (({}, True), (given, False)):
+        parameters = resolve(SOURCE, values, "test")
+        (folder / "provenance.json").write_text(json.dumps({"inputs": notebooks.inputs(notebook, parameters)}))
+        assert notebooks.up_to_date(notebook, parameters) == expected
 
 
 def test_a_value_of_the_command_line_reaches_the_notebook(project):

@@ -99,11 +99,11 @@ def digest(value: object) -> str:
 
 
 @cache
-def code_version() -> str:
+def code_version(without: frozenset[str] = frozenset(PRESENTATION)) -> str:
     """Hash of the library's sources that decide numbers; those that only present them do not count, and of
     rules each run counts its own."""
     package = Path(__file__).parent
-    sources = sorted(p for p in package.rglob("*.py") if p.relative_to(package).parts[0] not in PRESENTATION)
+    sources = sorted(p for p in package.rglob("*.py") if p.relative_to(package).parts[0] not in without)
     return digest({str(p.relative_to(package)): _sha256(p) for p in sources})
 
 

@@ -68,8 +68,8 @@ def run(
 
 @app.command()
 def reproduce(profile: Profile = "default") -> None:
-    """Execute every notebook of a profile and print the verdicts on its claims."""
-    _print_claims([_run(name, profile, []) for name in notebooks.find_parameters(profile)])
+    """Execute every notebook of a profile whose results are not up to date; print the verdicts on all claims."""
+    _print_claims([_run(name, profile, [], only_if_needed=True) for name in notebooks.find_parameters(profile)])
 
 
 @app.command()
@@ -132,7 +132,7 @@ def clean_cache() -> None:
     cache().clear()
 
 
-def _run(name: str, profile: str, overrides: list[str]) -> Path:
+def _run(name: str, profile: str, overrides: list[str], only_if_needed: bool = False) -> Path:
     """Check everything, execute, return the folder of the results."""
     files = notebooks.find_parameters(profile)
     if name not in files:
@@ -145,7 +145,11 @@ def _run(name: str, profile: str, overrides: list[str]) -> Path:
         parameters = resolve(notebook, given, "-p")
     words = [f for override in overrides for f in ("-p", override)]
     command = shlex.join(["preflab", "run", name, "--profile", profile, *words])
-    _execute(nbformat.read(notebook, as_version=4), given, parameters, command)
+    cells = nbformat.read(notebook, as_version=4)
+    if only_if_needed and notebooks.up_to_date(cells, parameters):
+        typer.echo(f"{name}  up to date", err=True)
+    else:
+        _execute(cells, given, parameters, command)
     return notebooks.results_folder(parameters)
 
 

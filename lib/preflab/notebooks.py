@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import tempfile
@@ -19,6 +20,7 @@ from jupyter_client.kernelspec import KernelSpecManager
 from nbclient.exceptions import DeadKernelError
 
 from preflab import paths
+from preflab.cache import code_version, digest, library_versions
 from preflab.errors import BadInput
 from preflab.parameters import Parameters
 
@@ -76,6 +78,7 @@ def execute(
             "PREFLAB_STAGING": str(workspace),
             "PREFLAB_PROGRESS": str(progress),
             "PREFLAB_COMMAND": command,
+            "PREFLAB_INPUTS": inputs(notebook, parameters),
         }
         try:
             _run_papermill(source, output, given, _kernel(workspace / "kernels", environment), progress, show)
@@ -191,6 +194,21 @@ def clean(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
 
 def _silent(output: nbformat.NotebookNode) -> bool:
     return output.get("name") == "stderr" and not output.text.strip()
+
+
+def inputs(notebook: nbformat.NotebookNode, parameters: Parameters) -> str:
+    """Digest of everything that decides a run's results, but data outside the project."""
+    cells = [cell.source for cell in notebook.cells]
+    code = {"code": code_version(without=frozenset()), "versions": library_versions()}
+    return digest({"cells": cells, "parameters": parameters.model_dump(mode="json"), **code})
+
+
+def up_to_date(notebook: nbformat.NotebookNode, parameters: Parameters) -> bool:
+    """Whether the results at hand are what a run would make. Of data outside the project nobody knows."""
+    provenance = results_folder(parameters) / "provenance.json"
+    if re.search(r"'(files|hub):", str(parameters.model_dump())) or not provenance.exists():
+        return False
+    return json.loads(provenance.read_text()).get("inputs") == inputs(notebook, parameters)
 
 
 def read_claims(folder: Path) -> list[dict]:

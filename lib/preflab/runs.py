@@ -86,6 +86,7 @@ class Run:
         return {
             "name": self.parameters.name,
             "command": os.environ.get("PREFLAB_COMMAND"),  # None in JupyterLab
+            "inputs": os.environ.get("PREFLAB_INPUTS"),  # by which `preflab reproduce` knows what is up to date
             "parameters": values,
             "parameters_hash": digest(values),
             "preflab": preflab.__version__,
