@@ -202,7 +202,7 @@ with torch.no_grad():
     log_probs = token_log_probs(policy, drawn)  # (4, seq - 1); the policy is the reference still, so KL is 0
 scores = reward(prompts, samples).to(log_probs)
 finished = torch.tensor([ids[-1] == tokenizer.eos_token_id for _, ids in samples], device=base.device)
-settings = dynamics.ppo_settings(P)
+settings = dynamics.ppo_settings(P, dynamics.Training("ppo", P.seeds[0]))
 token_reward = token_rewards(scores, finished, log_probs - log_probs, mask, settings)
 values = torch.zeros_like(log_probs)  # a value head that has learnt nothing yet
 A = whiten(gae(token_reward, values, mask, settings.gamma, settings.gae_lambda), mask)
