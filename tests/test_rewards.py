@@ -136,7 +136,7 @@ def test_a_calibrated_model_lies_on_the_diagonal():
 
 
 def test_bad_input_is_one_line(tmp_path, base, pairs, tokenizer):
-    with pytest.raises(BadInput, match=r"reward model .*nowhere.*: not loadable"):
+    with pytest.raises(BadInput, match=r"model .*nowhere.*: not loadable"):
         rewards.load_reward_model(tmp_path / "nowhere", torch.device("cpu"), torch.float32)
     model = initial(base)
     next(model.parameters()).data[:] = float("nan")
