@@ -23,6 +23,11 @@ VALUES = "\n".join(f"{key} = {value!r}" for key, value in defaults(SOURCE).items
 COMMAND = "import preflab.paths as p; p.project_root = lambda: p.Path({root!r}); from preflab.cli import app; app()"
 
 
+def _heed_ctrl_c():
+    """A shell that starts the tests in the background has Ctrl-C ignored, and every child would inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Project:
     """A checkout with one notebook, `body` after its parameters cell, and one file of parameters."""
 
@@ -46,7 +51,8 @@ class Project:
     def start(self, *words):
         """In a process of its own, so that also what a kernel writes to stderr is seen."""
         command = [sys.executable, "-c", COMMAND.format(root=str(self.root)), *words]
-        return subprocess.Popen(command, cwd="/", stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        return subprocess.Popen(command, cwd="/", text=True, preexec_fn=_heed_ctrl_c, **pipes)
 
     def files(self):
         """Every file and folder under results/ but the profile's own."""
