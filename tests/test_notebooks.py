@@ -134,6 +134,14 @@ def test_a_smoke_run_of_coordination_leaves_its_claims_figures_and_numbers(tmp_p
     assert json.loads(outputs[0].read_text())[0]["instruction"] == "how do i fix the old lamp at home ?"
 
 
+def test_missing_prompts_of_alpaca_eval_are_missed_before_anything_trains(tmp_path):
+    words = ("run", "04_coordinated_objectives", "--profile", "smoke", "-p", "alpaca_eval=files:nowhere.json")
+    process = preflab(tmp_path, *words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=tmp_path)
+    _, told = process.communicate(timeout=120)
+    assert process.returncode == 2 and "nowhere.json" in told and len(told.strip().splitlines()) == 1
+    assert not (tmp_path / "smoke" / "04_coordinated_objectives").exists() and not (tmp_path / "cache").exists()
+
+
 def test_a_warm_run_ends_with_the_same_numbers_and_trains_nothing(smoke):
     results, _ = smoke
     before = metrics(results)

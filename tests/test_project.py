@@ -184,7 +184,7 @@ def test_no_text_names_a_folder_of_somebodys_machine():
     assert not found
 
 
-CLAIM_ROW = re.compile(r"^\| ([SD]\d) \| .* \| (\S+?)(?: \[(\S+), (\S+)\])? \| \**([a-z ]+?)\** \|$", re.M)
+CLAIM_ROW = re.compile(r"^\| ([SD]\d+) \| .* \| (\S+?)(?: \[(\S+), (\S+)\])? \| \**([a-z ]+?)\** \|$", re.M)
 
 
 def readme_claims():

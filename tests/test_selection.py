@@ -1,7 +1,6 @@
 """Notebook 04: equal budgets, splits for choosing and for reporting, methods as rows, claims, AlpacaEval's files."""
 
 import json
-from pathlib import Path
 
 import huggingface_hub
 import numpy as np
@@ -275,23 +274,26 @@ def asked(tmp_path):
     return path
 
 
-def test_answers_for_alpaca_eval_are_in_its_format(asked, monkeypatch):
+def test_answers_for_alpaca_eval_are_in_its_format(asked, tmp_path, monkeypatch):
     p = parameters()
     rows = instructions(f"files:{asked}")
-    training = selection.candidates(p)["DPO"][0]
-    outputs = judging.alpaca_eval_outputs(p, training, rows, "DPO")
-    assert [set(row) for row in outputs] == [{"instruction", "dataset", "output", "generator"}] * 2
-    assert outputs[0]["generator"] == "DPO" and all(isinstance(row["output"], str) for row in outputs)
+    trainings = {"cDPO, linear": selection.candidates(p)["DPO"][0]}
+
+    def exported(name):
+        return judging.export_for_alpaca_eval(p, trainings, rows, tmp_path / name)
+
+    assert exported("a") == [
+        "alpaca_eval --model_outputs cDPO_linear/model_outputs.json --reference_outputs SFT/model_outputs.json"
+        " --annotators_config weighted_alpaca_eval_gpt4_turbo --output_path cDPO_linear"
+    ]
+    for folder, generator in (("cDPO_linear", "cDPO, linear"), ("SFT", "SFT")):
+        outputs = json.loads((tmp_path / "a" / folder / "model_outputs.json").read_text())
+        assert [set(row) for row in outputs] == [{"instruction", "dataset", "output", "generator"}] * 2
+        assert outputs[0]["generator"] == generator and all(isinstance(row["output"], str) for row in outputs)
     monkeypatch.setattr(judging, "_answer", None)  # kept: not asked again
-    assert judging.alpaca_eval_outputs(p, training, rows, "again")[0]["output"] == outputs[0]["output"]
-
-
-def test_the_command_that_judges(tmp_path):
-    command = judging.alpaca_eval_command(Path("a/model_outputs.json"), Path("sft/model_outputs.json"))
-    assert command == (
-        "alpaca_eval --model_outputs a/model_outputs.json --reference_outputs sft/model_outputs.json"
-        " --annotators_config weighted_alpaca_eval_gpt4_turbo --output_path a"
-    )
+    exported("b")
+    of = "SFT/model_outputs.json"
+    assert (tmp_path / "b" / of).read_text() == (tmp_path / "a" / of).read_text()
 
 
 def test_instructions_come_from_the_hubs_file(asked, monkeypatch):

@@ -1,6 +1,8 @@
 """Win rates: who answers better, prompt by prompt. Ties count half."""
 
 import json
+import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -41,13 +43,32 @@ def distinct(texts: list[str], n: int) -> float:
 # --- AlpacaEval ---------------------------------------------------------------------------------
 
 
-def alpaca_eval_outputs(
-    p: DynamicsSettings, training: Training | None, instructions: list[dict], generator: str
-) -> list[dict]:
-    """Greedy answers of a run's final policy (or of the SFT model, the baseline) as rows of `model_outputs.json`.
+def export_for_alpaca_eval(
+    p: DynamicsSettings, trainings: Mapping[str, Training], instructions: list[dict], folder: Path
+) -> list[str]:
+    """NAME/model_outputs.json below `folder`: greedy answers of each run's final policy, and of the SFT model, the
+    baseline, in AlpacaEval's format. Returns the commands that judge them, to be run in `folder`.
 
-    `instructions` are rows with an `instruction`, whose other keys but `output` and `generator` are kept.
+    `instructions` are rows with an `instruction`, whose other keys but `output` and `generator` are kept. AlpacaEval
+    and its judge's account are not part of this project.
     """
+    commands = []
+    for name, training in {"SFT": None, **trainings}.items():
+        path = folder / _plain(name) / "model_outputs.json"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps(_outputs(p, training, instructions, name), indent=1))
+        if training:
+            outputs = f"--model_outputs {_plain(name)}/model_outputs.json --reference_outputs SFT/model_outputs.json"
+            commands.append(f"alpaca_eval {outputs} --annotators_config {ANNOTATOR} --output_path {_plain(name)}")
+    return commands
+
+
+def _plain(name: str) -> str:
+    """A folder's name that no shell minds."""
+    return re.sub(r"\W+", "_", name)
+
+
+def _outputs(p: DynamicsSettings, training: Training | None, instructions: list[dict], generator: str) -> list[dict]:
     asked = [row["instruction"] for row in instructions]
     key = {"answers": dynamics.answers_key(p, training), "asked": digest(asked), "tokens": ALPACA_TOKENS}
     entry = runs.cache().entry("alpaca", key, lambda folder: _answer(p, training, asked, folder))
@@ -60,9 +81,3 @@ def _answer(p: DynamicsSettings, training: Training | None, asked: list[str], fo
     with dynamics.final_model(p, training) as model:
         outputs = generate(model, base_tokenizer(p), prompts, max_new_tokens=ALPACA_TOKENS, batch_size=p.measure_batch)
     (folder / "outputs.json").write_text(json.dumps(outputs))
-
-
-def alpaca_eval_command(model_outputs: Path, reference_outputs: Path) -> str:
-    """What judges them. AlpacaEval and its judge's account are not part of this project."""
-    files = f"--model_outputs {model_outputs} --reference_outputs {reference_outputs}"
-    return f"alpaca_eval {files} --annotators_config {ANNOTATOR} --output_path {model_outputs.parent}"

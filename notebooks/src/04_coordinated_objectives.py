@@ -103,7 +103,7 @@ reward_batch_size: int = 16  # pairs an update
 reward_learning_rate: float = 2e-3
 label_flips: float = 0.0  # share of the reward model's training labels that are turned round
 
-ppo_iterations: int = 20
+ppo_iterations: int = 16
 ppo_batch_size: int = 64  # samples an iteration
 ppo_minibatch_size: int = 32  # samples an update
 ppo_micro_batch_size: int = 64  # samples a forward pass
@@ -120,7 +120,7 @@ missing_eos_penalty: float = 1.0
 checkpoint_every: int = 100  # updates (DPO) or iterations (PPO) between resumable checkpoints
 
 dpo_measure_every: int = 50  # updates between two measurements of G
-ppo_measure_every: int = 10  # iterations
+ppo_measure_every: int = 8  # iterations
 snapshots: str = "keep"  # or replay: train again instead of keeping weights; the numbers are the same
 probe: int = 64  # training pairs (DPO) or fresh samples (PPO) that G is measured on
 finals: int = 64  # held-out prompts whose responses by the final policy are D'
@@ -140,7 +140,6 @@ P = CoordinationSettings.from_notebook(globals())  # names, types and ranges, be
 
 # %%
 import inspect
-import json
 import os
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -162,6 +161,7 @@ pd.options.display.max_colwidth = None
 run = runs.Run(P)
 rng = np.random.default_rng(0)  # of the bootstrap
 tried = selection.candidates(P)  # every method's, with every seed of the sweep
+asked = sources.instructions(P.alpaca_eval, P.revision) if P.alpaca_eval else []
 pd.Series(runs.versions() | {"device": runs.device_name(P.device), "seeds": P.seeds}, name="version").to_frame()
 
 # %% [markdown]
@@ -311,7 +311,7 @@ run.figure("forest", forest(lines, label))
 # ## What it costs: the frontier
 #
 # Score against the distance from the SFT model, and against diversity. Small dots are the candidates that were not chosen (on the validation
-# prompts). What scores far below the SFT model, its language broken, is left out of the picture; the table has it.
+# prompts), the star is the SFT model. What scores far below it, its language broken, is a triangle on the lower edge; the table has its numbers.
 
 
 # %%
@@ -408,22 +408,13 @@ if P.show_texts:
 # ## AlpacaEval
 #
 # For models from the hub: the paper's protocol (its App. B.3, as a replication tells it) asks GPT-4 whom it prefers on AlpacaEval's 805 prompts, greedy answers
-# of up to 512 tokens, against the SFT model's. With `alpaca_eval` set, the answers are written in AlpacaEval's format; the command below judges them (it
-# needs its own installation and account).
+# of up to 512 tokens, against the SFT model's. With `alpaca_eval` set, the answers of the first seed are written in AlpacaEval's format to `alpaca_eval/` beside the
+# results; the commands below, run there, judge them (they need their own installation and account).
 
 # %%
-if P.alpaca_eval:
-    asked = sources.instructions(P.alpaca_eval, P.revision)
-    written = {}
-    for name_, some in {"SFT": [None], **{n: some[:1] for n, some in jobs.items()}}.items():
-        target = (
-            run.staging / "alpaca_eval" / "".join(ch if ch.isalnum() else "_" for ch in name_) / "model_outputs.json"
-        )
-        target.parent.mkdir(parents=True)
-        target.write_text(json.dumps(judging.alpaca_eval_outputs(P, some[0], asked, name_), indent=1))
-        written[name_] = (run.folder / target.relative_to(run.staging)).relative_to(run.folder.parents[1])
-    for name_ in jobs:
-        print(judging.alpaca_eval_command(written[name_], written["SFT"]))
+if asked:
+    first = {name_: some[0] for name_, some in jobs.items()}
+    print("\n".join(judging.export_for_alpaca_eval(P, first, asked, run.staging / "alpaca_eval")))
 
 # %% [markdown]
 # ## Claims

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from preflab.claims import POINTS, Claim, decide, nothing
-from preflab.evaluation import Interval, bootstrap
+from preflab.evaluation import bootstrap
 
 ABOUT_TWO = 0.025  # what rounds to two points
 
@@ -27,21 +27,12 @@ def coordination_claims(contests: Mapping[str, Contest], rng: np.random.Generato
     return [
         coordinated_dpo_wins([c for c in contests.values() if c.kind == "cDPO"], rng, resamples),
         controlled_ppo_is_close([c for c in contests.values() if c.kind in ("cPPO", "hPPO")], rng, resamples),
-        control_pays([c for c in contests.values()], rng, resamples),
+        control_pays(list(contests.values()), rng, resamples),
     ]
 
 
 def coordinated_dpo_wins(contests: list[Contest], rng: np.random.Generator, resamples: int) -> Claim:
-    best, gains = _best_gain(contests, rng, resamples)
-    return Claim(
-        "D10",
-        "cDPO beats DPO in win rate.",
-        "Clearest win rate of a cDPO schedule against DPO, less one half. Reproduced: an interval above 0; not "
-        f"reproduced: all below {POINTS}.",
-        best.value,
-        (best.low, best.high),
-        decide(any(g.low > 0 for g in gains), bool(gains) and all(g.high < POINTS for g in gains)),
-    )
+    return _wins("D10", "cDPO beats DPO in win rate.", "a cDPO schedule against DPO", contests, rng, resamples)
 
 
 def controlled_ppo_is_close(contests: list[Contest], rng: np.random.Generator, resamples: int) -> Claim:
@@ -73,22 +64,24 @@ def controlled_ppo_is_close(contests: list[Contest], rng: np.random.Generator, r
 
 
 def control_pays(contests: list[Contest], rng: np.random.Generator, resamples: int) -> Claim:
-    best, gains = _best_gain(contests, rng, resamples)
-    return Claim(
-        "D12",
-        "Fine-grained control improves at least one method.",
-        "Clearest win rate of a controlled method against its plain one, less one half. Reproduced: an interval above "
-        f"0; not reproduced: all below {POINTS}.",
-        best.value,
-        (best.low, best.high),
-        decide(any(g.low > 0 for g in gains), bool(gains) and all(g.high < POINTS for g in gains)),
-    )
+    statement = "Fine-grained control improves at least one method."
+    return _wins("D12", statement, "a controlled method against its plain one", contests, rng, resamples)
 
 
-def _best_gain(contests: list[Contest], rng: np.random.Generator, resamples: int) -> tuple[Interval, list[Interval]]:
+def _wins(name: str, statement: str, who: str, contests: list[Contest], rng: np.random.Generator, resamples) -> Claim:
+    """That at least one of them beats its rival."""
     level = corrected(len(contests))
     gains = [bootstrap(lambda w: w.mean() - 0.5, c.wins, rng=rng, resamples=resamples, level=level) for c in contests]
-    return max(gains, key=lambda gain: gain.low, default=nothing()), gains
+    clearest = max(gains, key=lambda gain: gain.low, default=nothing())
+    return Claim(
+        name,
+        statement,
+        f"Clearest win rate of {who}, less one half. Reproduced: an interval above 0; not reproduced: all below "
+        f"{POINTS}.",
+        clearest.value,
+        (clearest.low, clearest.high),
+        decide(any(g.low > 0 for g in gains), bool(gains) and all(g.high < POINTS for g in gains)),
+    )
 
 
 def corrected(comparisons: int) -> float:

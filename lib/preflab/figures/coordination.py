@@ -24,34 +24,62 @@ class Place:
 
 
 def pareto(places: Mapping[str, Place], before: tuple[float, float]) -> Figure:
-    """Oracle score against KL and against diversity: chosen candidates numbered, the others small; a line joins those
-    of the chosen that no other beats in both. `before` is the SFT model's score and diversity."""
-    figure, axes = plt.subplots(1, 2, figsize=(9.6, 4.4), sharey=True, layout="constrained")
-    for axis, name, better in ((axes[0], "kl", -1), (axes[1], "diversity", 1)):
-        chosen = np.array([[getattr(place, name)[0], place.score[0]] for place in places.values()])
-        _front(axis, chosen, better)
-        for number, place in enumerate(places.values(), 1):
-            colour, x = METHOD_COLOURS[place.family], getattr(place, name)
-            axis.plot(x[1:], place.score[1:], ".", color=colour, ms=4, alpha=0.45)
-            axis.plot(x[0], place.score[0], "o", color=colour, ms=11, mec="white")
-            axis.annotate(str(number), (x[0], place.score[0]), color="white", size=7, ha="center", va="center")
-    axes[0].plot(0, before[0], "*", color="0.3", ms=11)
-    axes[1].plot(before[1], before[0], "*", color="0.3", ms=11)
+    """Oracle score against KL and against diversity: chosen candidates numbered, the others small; a line joins what
+    nothing else in the picture beats in both. `before` is the SFT model's score and diversity. A chosen one that scores
+    far below it, its language broken, is a triangle on the lower edge."""
+    figure, axes = plt.subplots(1, 2, figsize=(10, 5), sharey=True, layout="constrained")
+    highest = max(place.score.max() for place in places.values())
+    lowest = before[0] - 0.15 * (highest - before[0])
     axes[0].set_xscale("symlog", linthresh=1)
-    axes[0].set_xlim(left=-0.05)
     axes[0].xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes[0].set_xlabel("KL from the SFT model, nats a response")
     axes[1].set_xlabel("entropy, nats a token")
     axes[0].set_ylabel("oracle score of sampled answers")
-    for axis in axes:
-        _ground(axis, [before[0], *(score for place in places.values() for score in place.score)])
+    axes[0].set_ylim(lowest, highest + 0.1 * (highest - lowest))
     handles = [
         plt.Line2D([], [], marker=f"${number}$", color=METHOD_COLOURS[place.family], ls="", ms=7, label=name)
         for number, (name, place) in enumerate(places.items(), 1)
     ]
     handles.append(plt.Line2D([], [], marker="*", color="0.3", ls="", ms=9, label="SFT"))
     figure.legend(handles=handles, loc="outside right center", frameon=False, fontsize=8)
+    for axis, name, better, sft in ((axes[0], "kl", -1, 0.0), (axes[1], "diversity", 1, before[1])):
+        chosen = np.array([[getattr(place, name)[0], place.score[0]] for place in places.values()])
+        _front(axis, np.array([(sft, before[0]), *chosen[chosen[:, 1] > lowest]]), better)
+        axis.plot(sft, before[0], "*", color="0.3", ms=11)
+        for place in places.values():
+            x, y = getattr(place, name)[1:], place.score[1:]
+            axis.plot(x[y > lowest], y[y > lowest], ".", color=METHOD_COLOURS[place.family], ms=4, alpha=0.45)
+        _numbered(axis, chosen, [METHOD_COLOURS[place.family] for place in places.values()], lowest)
+    axes[0].set_xlim(left=-0.05)
     return figure
+
+
+def _numbered(axis: Axes, points: np.ndarray, colours: Sequence[str], lowest: float) -> None:
+    """Dots at the points, (n, 2), each with its number in a disc that stands aside where there is no room."""
+    markers = np.where(points[:, 1] < lowest, "v", "o")
+    points = np.column_stack([points[:, 0], np.maximum(points[:, 1], lowest)])
+    axis.scatter(*points.T, c=colours, s=12)
+    axis.figure.canvas.draw()  # only now is it known where the points lie
+    inches = axis.figure.dpi_scale_trans
+    placed = axis.transData.inverted().transform(
+        inches.transform(_apart(inches.inverted().transform(axis.transData.transform(points)), 0.17))
+    )
+    for number, (point, at, colour, marker) in enumerate(zip(points, placed, colours, markers, strict=True), 1):
+        axis.plot(*zip(point, at, strict=True), color=colour, lw=0.6)
+        axis.plot(*at, marker, color=colour, ms=11 if marker == "o" else 15, mec="white", mew=0.6, clip_on=False)
+        axis.annotate(str(number), at, color="white", size=7, ha="center", va="center_baseline")
+
+
+def _apart(points: np.ndarray, gap: float) -> np.ndarray:
+    """Points, (n, 2), pushed from each other until no two are nearer than `gap`, as far as 200 rounds go."""
+    angles = np.linspace(0, 2 * np.pi, len(points), endpoint=False)
+    moved = points + 1e-3 * np.column_stack([np.cos(angles), np.sin(angles)])  # coincident ones need a direction
+    for _ in range(200):
+        between = moved[:, None] - moved
+        distance = np.linalg.norm(between, axis=-1)
+        np.fill_diagonal(distance, np.inf)
+        moved = moved + (between / distance[..., None] * np.maximum(gap - distance, 0)[..., None]).sum(1) / 2
+    return moved
 
 
 def _front(axis: Axes, points: np.ndarray, better: int) -> None:
@@ -60,12 +88,6 @@ def _front(axis: Axes, points: np.ndarray, better: int) -> None:
     kept = [i for i in range(len(x)) if not np.any((x >= x[i]) & (y >= y[i]) & ((x > x[i]) | (y > y[i])))]
     kept.sort(key=lambda i: points[i, 0])
     axis.plot(*points[kept].T, color="0.75", lw=3, zorder=0)
-
-
-def _ground(axis: Axes, scores: Sequence[float]) -> None:
-    """From the first score, the SFT model's, or the lowest tenth: broken languages score far below and fall out."""
-    low, high = min(scores[0], np.quantile(scores, 0.1)), max(scores)
-    axis.set_ylim(low - 0.1 * (high - low), high + 0.1 * (high - low))
 
 
 @dataclass(frozen=True)
@@ -104,10 +126,8 @@ def schedules(courses: Mapping[str, Course]) -> Figure:
 
 
 def parts(courses: Mapping[str, Course]) -> Figure:
-    """G of the parts of several methods, side by side."""
-    figure, axes = plt.subplots(
-        1, len(courses), figsize=(2.8 * len(courses), 2.7), squeeze=False, sharey=True, layout="constrained"
-    )
+    """G of the parts of several methods, side by side, each on its own scale."""
+    figure, axes = plt.subplots(1, len(courses), figsize=(2.8 * len(courses), 2.7), squeeze=False, layout="constrained")
     for axis, (name, course) in zip(axes[0], courses.items(), strict=True):
         _g(axis, course)
         axis.set_title(name, loc="left", size=9)
