@@ -35,7 +35,7 @@ final_source: str | None = None  # of the held-out prompts that D' answers; None
 final_objective: str | None = None
 data: str = ""  # folder that files: sources are relative to
 revision: str | None = None  # of hub: sources; recorded
-train_pairs: int = 1600  # DPO's pairs; PPO and the reward model use the same prompts and pairs
+train_pairs: int = 1280  # DPO's pairs; PPO and the reward model use the same prompts and pairs
 test_pairs: int = 256
 max_new_tokens: int = 32
 variants: dict = {  # name: method, rule, arguments of both; sweep: the values each may choose from; against: its rival
@@ -119,7 +119,7 @@ kl_target: float | None = None  # nats a response: the coefficient adapts to it;
 missing_eos_penalty: float = 1.0
 checkpoint_every: int = 100  # updates (DPO) or iterations (PPO) between resumable checkpoints
 
-dpo_measure_every: int = 50  # updates between two measurements of G
+dpo_measure_every: int = 40  # updates between two measurements of G
 ppo_measure_every: int = 8  # iterations
 snapshots: str = "keep"  # or replay: train again instead of keeping weights; the numbers are the same
 probe: int = 64  # training pairs (DPO) or fresh samples (PPO) that G is measured on
