@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import jupytext
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -376,6 +375,8 @@ def parse_yaml(text: str, where: str) -> Any:
 
 def defaults(notebook: Path) -> dict[str, Any]:
     """The values in a notebook's parameters cell, read without running it."""
+    import jupytext  # slow to import, and no notebook or worker process reads others
+
     cells = jupytext.read(notebook).cells
     source = next(cell.source for cell in cells if "parameters" in cell.metadata.get("tags", []))
     assignments = [node for node in ast.parse(source).body if isinstance(node, (ast.Assign, ast.AnnAssign))]
