@@ -7,6 +7,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullLocator
 
 from preflab.figures.ablations import METHOD_COLOURS
 
@@ -24,13 +25,15 @@ class Place:
 
 
 def pareto(places: Mapping[str, Place], before: tuple[float, float]) -> Figure:
-    """Oracle score against KL and against diversity: chosen candidates numbered, the others small; a line joins what
-    nothing else in the picture beats in both. `before` is the SFT model's score and diversity. A chosen one that scores
-    far below it, its language broken, is a triangle on the lower edge."""
+    """Oracle score against KL and against diversity: chosen candidates numbered, the others small; a line joins those
+    of the chosen, and the SFT model, that no other beats in both. `before` is the SFT model's score and diversity. A
+    chosen one that scores far below it, its language broken, is a triangle on the lower edge."""
     figure, axes = plt.subplots(1, 2, figsize=(10, 5), sharey=True, layout="constrained")
     highest = max(place.score.max() for place in places.values())
     lowest = before[0] - 0.15 * (highest - before[0])
     axes[0].set_xscale("symlog", linthresh=1)
+    axes[0].xaxis.set_major_locator(FixedLocator([0, 0.5, *(m * 10**e for e in range(4) for m in (1, 2, 5))]))
+    axes[0].xaxis.set_minor_locator(NullLocator())
     axes[0].xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes[0].set_xlabel("KL from the SFT model, nats a response")
     axes[1].set_xlabel("entropy, nats a token")
