@@ -25,9 +25,9 @@ class Place:
 
 
 def pareto(places: Mapping[str, Place], before: tuple[float, float]) -> Figure:
-    """Oracle score against KL and against diversity: chosen candidates numbered, the others small; a line joins those
-    of the chosen, and the SFT model, that no other beats in both. `before` is the SFT model's score and diversity. A
-    chosen one that scores far below it, its language broken, is a triangle on the lower edge."""
+    """The judge's score against KL and against diversity: chosen candidates numbered, the others small; a line joins
+    those of the chosen, and the SFT model, that no other beats in both. `before` is the SFT model's score and
+    diversity. A chosen one that scores far below it, its language broken, is a triangle on the lower edge."""
     figure, axes = plt.subplots(1, 2, figsize=(10, 5), sharey=True, layout="constrained")
     highest = max(place.score.max() for place in places.values())
     lowest = before[0] - 0.15 * (highest - before[0])
@@ -37,7 +37,7 @@ def pareto(places: Mapping[str, Place], before: tuple[float, float]) -> Figure:
     axes[0].xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes[0].set_xlabel("KL from the SFT model, nats a response")
     axes[1].set_xlabel("entropy, nats a token")
-    axes[0].set_ylabel("oracle score of sampled answers")
+    axes[0].set_ylabel("judge's score of sampled answers")
     axes[0].set_ylim(lowest, highest + 0.1 * (highest - lowest))
     handles = [
         plt.Line2D([], [], marker=f"${number}$", color=METHOD_COLOURS[place.family], ls="", ms=7, label=name)
