@@ -50,7 +50,8 @@ def test_a_broken_language_lies_on_the_lower_edge_as_a_triangle(drawn):
 def test_the_line_joins_what_nothing_beats_in_both(drawn):
     less_kl = drawn({"a": place(1.5, kl=1.0), "b": place(1.6, kl=3.0), "beaten": place(1.4, kl=2.0)})[0]
     np.testing.assert_allclose(less_kl.lines[0].get_xydata(), [[0, 0.2], [1, 1.5], [3, 1.6]])
+    broken = {"broken": place(-6.0, diversity=0.9)}
     more_diverse = drawn(
-        {"a": place(1.5, diversity=0.3), "b": place(1.6, diversity=0.2), "c": place(1.4, diversity=0.1)}
+        {"a": place(1.5, diversity=0.3), "b": place(1.6, diversity=0.2), "c": place(1.4, diversity=0.1)} | broken
     )[1]
     np.testing.assert_allclose(more_diverse.lines[0].get_xydata(), [[0.2, 1.6], [0.3, 1.5], [0.5, 0.2]])

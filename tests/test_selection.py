@@ -259,6 +259,8 @@ def test_d12(rates, expected, verdicts):
 
 def test_more_comparisons_ask_for_more(verdicts):
     """One clear win among many that are none is weaker evidence: the level rises with their number."""
+    assert verdicts(cDPO=0.555)["D10"] == verdicts(cDPO=0.555)["D12"] == REPRODUCED
+    assert verdicts(cDPO=0.555, **{f"other {i}": 0.5 for i in range(40)})["D12"] == INCONCLUSIVE
     assert corrected(1) == 0.95 and corrected(5) == 0.99
     assert corrected(0) == 0.95
 
@@ -294,6 +296,24 @@ def test_answers_for_alpaca_eval_are_in_its_format(asked, tmp_path, monkeypatch)
     exported("b")
     of = "SFT/model_outputs.json"
     assert (tmp_path / "b" / of).read_text() == (tmp_path / "a" / of).read_text()
+
+
+def test_who_answers_for_alpaca_eval_and_what(asked, tmp_path, monkeypatch):
+    p = parameters()
+    rows = [{"instruction": f"{row['instruction']} please"} for row in instructions(f"files:{asked}")]  # not asked yet
+    tried = {f"DPO {i}": training for i, training in enumerate(selection.candidates(p)["DPO"])}
+    answered = []
+
+    def answer(p, training, asked, folder):
+        answered.append((training, asked))
+        (folder / "outputs.json").write_text(json.dumps(["an answer"] * len(asked)))
+
+    monkeypatch.setattr(judging, "_answer", answer)
+    judging.export_for_alpaca_eval(p, tried, rows, tmp_path / "a")
+    both = [row["instruction"] for row in rows]
+    assert answered == [(training, both) for training in (None, *tried.values())]
+    judging.export_for_alpaca_eval(p, {}, rows[:1], tmp_path / "b")
+    assert answered[-1] == (None, both[:1])  # other questions are asked anew
 
 
 def test_instructions_come_from_the_hubs_file(asked, monkeypatch):
