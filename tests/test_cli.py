@@ -186,11 +186,25 @@ def test_what_is_up_to_date_is_not_run_again(project):
     assert runs_again("reproduce")
     assert not runs_again("reproduce")
     assert runs_again("run", NAME)
+    project.body(RUN + "  # changed")
     project.yaml.write_text("beta: 0.3\n")
     assert runs_again("reproduce")
-    project.body(RUN + "  # changed")
-    assert runs_again("reproduce")
-    assert not runs_again("reproduce")
+
+
+def test_what_decides_whether_results_are_up_to_date(monkeypatch):
+    def inputs(cell="print(1)", **given):
+        return notebooks.inputs(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell)]), values(**given))
+
+    def values(**given):
+        return resolve(SOURCE, given, "test")
+
+    before = inputs()
+    assert inputs() == before  # cells have new ids
+    assert inputs("print(2)") != before and inputs(beta=0.7) != before
+    for name, other in (("code_version", lambda without: "other"), ("library_versions", lambda: {"torch": "0"})):
+        with monkeypatch.context() as changed:
+            changed.setattr(notebooks, name, other)
+            assert inputs() != before
 
 
 def test_results_from_data_outside_the_project_are_never_up_to_date(project):
