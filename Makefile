@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 NAMES := $(basename $(notdir $(wildcard notebooks/src/*.py)))
 
 .DEFAULT_GOAL := help
-.PHONY: help env reproduce test bench lab notebooks figures clean-cache
+.PHONY: help env reproduce test test-library test-notebooks bench lab notebooks figures clean-cache
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -27,7 +27,13 @@ reproduce: env  ## Run every notebook of PROFILE (default) and print the verdict
 test: env  ## Lint, check the format, run the tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pytest
+	@$(MAKE) --no-print-directory -j2 test-library test-notebooks  # the one leaves a core idle that the other can use
+
+test-library: env
+	$(BIN)/pytest -q --ignore tests/test_notebooks.py
+
+test-notebooks: env
+	$(BIN)/pytest -q tests/test_notebooks.py
 
 bench: env  ## Measure speeds against TRL and against plain autograd
 	$(BIN)/preflab run 90_benchmarks --profile $(PROFILE)
