@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from scipy.stats import t as student
 from scipy.stats import ttest_1samp
 
 from preflab.errors import BadInput
@@ -16,6 +17,7 @@ from preflab.evaluation import (
     bootstrap_each,
     dpo_margin,
     independent_score,
+    mean_interval,
     outcome,
     policy_margin,
     quartile_means,
@@ -130,6 +132,38 @@ def test_the_bootstrap_keeps_arrays_together_and_widens_with_the_level(rng):
     assert narrow.high - narrow.low < 0.6 * (wide.high - wide.low)
     one, again = (bootstrap(np.mean, a, rng=np.random.default_rng(5), resamples=50) for _ in range(2))
     assert one == again
+
+
+@pytest.mark.parametrize("level", [0.95, 0.99])
+@pytest.mark.parametrize(
+    "sizes", [(5, 60, 0.3, 0.0, 0.1), (5, 60, 0.1, 1.0, 0.5), (2, 60, 0.3, 0.0, 0.1), (1, 60, 0, 1, 0)]
+)
+def test_the_interval_of_a_mean_covers_also_with_few_seeds(sizes, level, rng):
+    seeds, prompts, of_seeds, of_prompts, rest = sizes
+    hits = []
+    for _ in range(600):
+        x = 0.7 + of_seeds * rng.normal(size=(seeds, 1)) + of_prompts * rng.normal(size=(1, prompts))
+        interval = mean_interval(x + rest * rng.normal(size=x.shape), level)
+        hits.append(interval.low <= 0.7 <= interval.high)
+    assert level - 0.03 <= np.mean(hits) <= min(level + 0.03, 1)
+
+
+def test_the_interval_of_a_mean_where_one_axis_is_all(rng):
+    """Seeds that agree leave the t interval over prompts, prompts that agree that over seeds."""
+    one = rng.normal(size=(1, 30))
+    x = np.repeat(one, 4, axis=0)
+    low, high = student.interval(0.9, 29, x[0].mean(), x[0].std(ddof=1) / np.sqrt(30))
+    for data in (x, one):
+        interval = mean_interval(data, 0.9)
+        assert (interval.value, interval.low, interval.high) == pytest.approx((x.mean(), low, high))
+    values = rng.normal(size=5)
+    expected, found = seed_interval(values), mean_interval(np.repeat(values[:, None], 30, axis=1))
+    assert (found.value, found.low, found.high) == pytest.approx((expected.value, expected.low, expected.high))
+
+
+def test_the_interval_of_a_mean_that_nothing_moves():
+    assert mean_interval(np.full((3, 4), 0.25)) == Interval(0.25, 0.25, 0.25)
+    assert mean_interval(np.array([[0.0, 1.0], [1.0, 0.0]]), bounds=(0, 1)) == Interval(0.5, 0, 1)
 
 
 # --- the verdict ----------------------------------------------------------------------------------

@@ -9,8 +9,8 @@ import torch
 from test_rules import TINY
 
 from preflab import bases, dynamics, judging, measurement, selection
-from preflab.claims import INCONCLUSIVE, NOT_REPRODUCED, REPRODUCED
-from preflab.claims.coordination import Contest, coordination_claims, corrected
+from preflab.claims import INCONCLUSIVE, NOT_REPRODUCED, REPRODUCED, corrected
+from preflab.claims.coordination import Contest, coordination_claims
 from preflab.errors import BadInput
 from preflab.parameters import resolve
 from preflab.paths import project_root
@@ -55,14 +55,32 @@ def test_candidates_and_their_own_arguments():
     p = parameters()
     tried = selection.candidates(p)
     assert {name: len(some) for name, some in tried.items()} == dict.fromkeys(ROWS, 2)
-    first, second = tried["cDPO"]
-    assert (first.own, second.own) == ({}, {"beta": 0.5})
-    assert dynamics.dpo_settings(p, second).beta == 0.5 and dynamics.dpo_settings(p, first).beta == p.beta
-    assert str(second) == "cDPO start=0.4 end=0.6 beta=0.5, seed 0"
+    second = tried["cDPO"][1]
+    assert second.own == {"beta": 0.5} and dynamics.dpo_settings(p, second).beta == 0.5
+    assert str(second) == "cDPO beta=0.5 start=0.4 end=0.6, seed 0"
     simpo = tried["SimPO"][1]
     assert simpo.weighting.keywords == {"margin": 0.6} and dynamics.dpo_settings(p, simpo).beta == 2.0
     settings = dynamics.ppo_settings(p, tried["GRPO"][1])
     assert (settings.method, settings.group_size, settings.kl_coefficient, settings.prompts) == ("grpo", 2, 0.5, 4)
+
+
+def test_what_is_compared_starts_from_what_its_rival_has_chosen(monkeypatch):
+    """cDPO takes DPO's beta unless its own sweep says another; who has no rival takes nothing."""
+    p = parameters()
+    for best, beta in ((0, 0.1), (1, 0.5)):
+        monkeypatch.setattr(selection, "merits", lambda p, tried, best=best: np.eye(2)[best])
+        tried = selection.candidates(p)
+        assert [t.own for t in tried["cDPO"]] == [{"beta": beta}, {"beta": 0.5}]
+        assert [t.own["beta"] for t in tried["IPO"]] == [0.1, 1.0]
+        assert [t.own["beta"] for t in tried["DPO"]] == [0.1, 0.5]
+        assert "kl_coefficient" not in tried["SimPO"][0].own and list(tried) == list(ROWS)
+
+
+def test_rows_are_checked_before_any_rival_has_trained(monkeypatch):
+    monkeypatch.setattr(selection.dynamics, "load_answers", None)
+    rows = PLAIN | {"x": {"method": "dpo", "rule": "coordinatd", "against": "DPO"}}
+    with pytest.raises(BadInput, match="coordinatd"):
+        selection.plain_candidates(parameters(variants=rows))
 
 
 def test_a_plain_candidate_is_the_run_of_notebook_02_and_others_are_not():
@@ -75,7 +93,7 @@ def test_a_plain_candidate_is_the_run_of_notebook_02_and_others_are_not():
 
 def test_the_best_on_the_validation_prompts_is_chosen_with_every_seed(monkeypatch):
     p = parameters()
-    tried = selection.candidates(p)
+    tried = selection.plain_candidates(p)
     won = {0.1: 0.2, 0.5: 0.7}
 
     def answers(p, training, which):
@@ -147,7 +165,8 @@ def test_full_gives_adaptive_runs_no_more_compute_than_static_ones():
     from preflab.parameters import read_yaml
 
     p = resolve(NOTEBOOK, read_yaml(file), "full")
-    cost = {name: dynamics.passes(p, some[0]) for name, some in selection.candidates(p).items()}
+    tried = selection.on_top(p, selection.plain_candidates(p))
+    cost = {name: dynamics.passes(p, some[0]) for name, some in tried.items()}
     for plain, adaptive in (("DPO", "cDPO, adaptive"), ("PPO", "cPPO, adaptive")):
         assert 0.97 < cost[adaptive] / cost[plain] <= 1, (plain, cost[adaptive] / cost[plain])
 
@@ -182,7 +201,7 @@ def test_rows_that_cannot_be(rows, message):
 )
 def test_arguments_that_a_method_does_not_take(row, message):
     with pytest.raises(BadInput) as error:
-        selection.candidates(parameters(variants={"x": row}))
+        selection.plain_candidates(parameters(variants={"x": row}))
     assert message in str(error.value)
 
 
@@ -202,11 +221,11 @@ def test_parameters_that_cannot_go_together(given, message):
 
 # --- claims ---------------------------------------------------------------------------------------
 
-SEEDS, PROMPTS, RESAMPLES = 5, 400, 300
+SEEDS, PROMPTS = 5, 400
 
 
 @pytest.fixture
-def verdicts(rng):
+def verdicts():
     """verdicts(kind=win rate against the plain method, ...); a win rate against SFT of 0.7 moves by what is `off`."""
 
     def won(rate, prompts):
@@ -217,7 +236,7 @@ def verdicts(rng):
             kind: Contest(kind, won(rate, prompts), won(0.7 + off, prompts), won(0.7, prompts))
             for kind, rate in rates.items()
         }
-        return {c.id: c.verdict for c in coordination_claims(contests, rng, RESAMPLES)}
+        return {c.id: c.verdict for c in coordination_claims(contests)}
 
     return make
 

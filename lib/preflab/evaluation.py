@@ -75,7 +75,7 @@ def shared_spread(change: np.ndarray) -> float:
 
 @dataclass(frozen=True)
 class Interval:
-    """A statistic with its bootstrap interval."""
+    """A statistic with its interval."""
 
     value: float
     low: float
@@ -117,6 +117,31 @@ def bootstrap_each(
         draws.append(statistics(*(a[np.ix_(rows, columns)] for a in arrays)))
     ends = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2], axis=0)
     return [Interval(*map(float, triple)) for triple in zip(statistics(*arrays), *ends, strict=True)]
+
+
+def mean_interval(x: np.ndarray, level: float = 0.95, bounds: tuple[float, float] = (-np.inf, np.inf)) -> Interval:
+    """Mean of x, (seeds, prompts), with an interval that speaks of other seeds and other prompts, cut at `bounds`.
+
+    Seeds and prompts are crossed random effects, x[s,p] = mu + a_s + b_p + e_sp, so that
+
+        Var(mean) = (MS_seeds + MS_prompts - MS_rest) / (S P),    Student's t with Satterthwaite's degrees of freedom
+
+    where no mean square counts for less than that of the rest. With one seed it speaks of prompts alone. Unlike
+    percentiles of a bootstrap it is not too narrow for few seeds.
+    """
+    seeds, prompts = x.shape
+    mean = float(x.mean())
+    if seeds == 1:
+        scale, freedom = x.var(ddof=1) / prompts, prompts - 1
+    else:
+        a, b = x.mean(1) - mean, x.mean(0) - mean
+        free = np.array([seeds - 1, prompts - 1, (seeds - 1) * (prompts - 1)])
+        rest = np.sum((x - mean - a[:, None] - b) ** 2) / free[2]
+        squares = np.array([*np.maximum([prompts * (a @ a) / free[0], seeds * (b @ b) / free[1]], rest), rest])
+        total = squares[0] + squares[1] - squares[2]
+        scale, freedom = total / x.size, total**2 / max(np.sum(squares**2 / free), np.finfo(float).tiny)
+    half = student.ppf((1 + level) / 2, freedom) * np.sqrt(scale) if scale else 0.0
+    return Interval(mean, max(mean - half, bounds[0]), min(mean + half, bounds[1]))
 
 
 def seed_interval(values: np.ndarray, level: float = 0.95) -> Interval:

@@ -48,6 +48,8 @@ class Parameters(BaseModel):
         """
         ipython = {"In", "Out", "get_ipython", "exit", "quit", "open", cls.__name__}
         values = {k: v for k, v in names.items() if not k.startswith("_") and k not in ipython}
+        if any(isinstance(value, Parameters) for value in values.values()):
+            raise BadInput("this kernel has run the notebook before: restart it, then run all cells")
         return cls.checked(values, "notebook parameters")
 
     @classmethod
@@ -227,7 +229,6 @@ class VariantSettings(DynamicsSettings):
     """What notebooks that compare variants share."""
 
     variants: Annotated[dict[str, Variant], Field(min_length=1)]
-    resamples: Annotated[int, Field(ge=100)]
 
     @model_validator(mode="after")
     def _greedy_answers(self) -> "VariantSettings":
@@ -257,10 +258,10 @@ class Contender(Variant):
     sweep: Annotated[list[Arguments], Field(min_length=1)] = [{}]  # arguments of each candidate
     against: str | None = None  # the row it is compared with; None for those that others are compared with
 
-    def candidates(self) -> list[Variant]:
-        """In the order of the sweep."""
+    def candidates(self, given: Arguments) -> list[Variant]:
+        """In the order of the sweep, whose arguments go before the row's, and those before what is `given`."""
         common = {name: getattr(self, name) for name in Variant.model_fields if name != "arguments"}
-        return [Variant(arguments=self.arguments | own, **common) for own in self.sweep]
+        return [Variant(arguments=given | self.arguments | own, **common) for own in self.sweep]
 
 
 class CoordinationSettings(VariantSettings):

@@ -2,7 +2,10 @@
 
 The held-out prompts are cut in three: the first `finals` are those of D', the next `validation` choose, the next
 `report` are reported on. A candidate's merit is the win rate of its sampled answers against the SFT model's, over the
-first `sweep_seeds` seeds; the best one then trains with all seeds.
+first `sweep_seeds` seeds; the best one then trains with all seeds, those that chose it among them.
+
+Methods that others are compared with choose first. A row with a rival (`against`) starts from the arguments that its
+rival has chosen, beta for one, so that what sets it apart from it is what the row says and nothing else.
 """
 
 from dataclasses import dataclass, replace
@@ -15,17 +18,33 @@ from preflab.dynamics import Training
 from preflab.parameters import CoordinationSettings, Variant
 
 
-def candidates(p: CoordinationSettings) -> dict[str, list[Training]]:
-    """By row: every candidate with every seed of the sweep, candidates in order. Raises BadInput for rules, arguments
-    and sources that do not exist."""
+def plain_candidates(p: CoordinationSettings) -> dict[str, list[Training]]:
+    """By row that others are compared with: every candidate with every seed of the sweep, candidates in order. Raises
+    BadInput for rules, arguments and sources of any row that do not exist."""
     check_sources(p)
-    seeds = p.seeds[: p.sweep_seeds]
-    found = {
-        name: [Training(v.method, seed, _label(name, v), v) for v in row.candidates() for seed in seeds]
+    plain = {name: _trainings(p, name, row.candidates({})) for name, row in p.variants.items() if not row.against}
+    dynamics.checked([training for some in on_top(p, plain).values() for training in some])
+    return plain
+
+
+def candidates(p: CoordinationSettings) -> dict[str, list[Training]]:
+    """The same of every row, those with a rival on top of what it has chosen."""
+    plain = plain_candidates(p)
+    return on_top(p, {name: chosen_of(p, some) for name, some in plain.items()})
+
+
+def on_top(p: CoordinationSettings, rivals: dict[str, list[Training]]) -> dict[str, list[Training]]:
+    """By row: candidates, on top of the arguments of the first of their rival's."""
+    given = {name: some[0].variant.arguments for name, some in rivals.items()}
+    return {
+        name: _trainings(p, name, row.candidates(given[row.against] if row.against else {}))
         for name, row in p.variants.items()
     }
-    dynamics.checked([training for some in found.values() for training in some])
-    return found
+
+
+def _trainings(p: CoordinationSettings, name: str, variants: list[Variant]) -> list[Training]:
+    seeds = p.seeds[: p.sweep_seeds]
+    return [Training(v.method, seed, _label(name, v), v) for v in variants for seed in seeds]
 
 
 def _label(name: str, variant: Variant) -> str:
@@ -81,7 +100,12 @@ def merits(p: CoordinationSettings, tried: list[Training]) -> np.ndarray:
     return np.array(rates).reshape(-1, p.sweep_seeds).mean(1)
 
 
+def chosen_of(p: CoordinationSettings, tried: list[Training]) -> list[Training]:
+    """The best candidate of one row, with every seed; of equals the first."""
+    best = tried[int(merits(p, tried).argmax()) * p.sweep_seeds]
+    return [replace(best, seed=seed) for seed in p.seeds]
+
+
 def chosen(p: CoordinationSettings, tried: dict[str, list[Training]]) -> dict[str, list[Training]]:
-    """By row: the best candidate, with every seed; of equals the first."""
-    best = {name: some[int(merits(p, some).argmax()) * p.sweep_seeds] for name, some in tried.items()}
-    return {name: [replace(training, seed=seed) for seed in p.seeds] for name, training in best.items()}
+    """By row: the best candidate, with every seed."""
+    return {name: chosen_of(p, some) for name, some in tried.items()}

@@ -361,7 +361,7 @@ measured = [
     for s in sequences
 ]
 verdicts = sequential_claims(measured, outcomes, rng, P.resamples)
-pd.DataFrame(verdicts).set_index("id")[["statement", "value", "interval", "verdict"]]
+pd.DataFrame(verdicts).set_index("id")[["statement", "statistic", "value", "interval", "verdict"]]
 
 # %%
 folder = run.finish(

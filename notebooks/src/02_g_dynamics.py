@@ -397,7 +397,7 @@ pd.DataFrame(adam).round(2)
 # %%
 curves = {m: Curves(**g[m], weight=stacked(m, lambda x: np.array([w.mean() for w in x.weights]))) for m in progress}
 verdicts = dynamics_claims(curves["dpo"], curves["ppo"])
-pd.DataFrame(verdicts).set_index("id")[["statement", "value", "interval", "verdict"]]
+pd.DataFrame(verdicts).set_index("id")[["statement", "statistic", "value", "interval", "verdict"]]
 
 # %%
 folder = run.finish(

@@ -101,7 +101,6 @@ final_temperature: float = 0.0  # decoding of D', and of the answers that win ra
 nll: str = "sum"  # over the tokens of a response, as the paper's formula has it; or mean
 measure_batch: int = 64  # sequences a pass of the measurement
 shown: int = 1  # pairs and samples kept token by token
-resamples: int = 1000  # bootstrap
 show_texts: bool = True  # print prompts and responses; off for data that is not fit to print
 # %%
 from preflab.parameters import AblationSettings
@@ -120,6 +119,7 @@ import pandas as pd
 import torch
 
 from preflab import bases, dynamics, evaluation, figures, judging, measurement, rules, runs
+from preflab.claims import win_change
 from preflab.claims.ablations import Ablation, ablation_claims
 from preflab.figures import ablations as plots
 
@@ -127,7 +127,6 @@ runs.prepare()
 figures.theme()
 pd.options.display.max_colwidth = None
 run = runs.Run(P)
-rng = np.random.default_rng(0)  # of the bootstrap
 jobs = dynamics.trainings(P)
 pd.Series(runs.versions() | {"device": runs.device_name(P.device), "seeds": P.seeds}, name="version").to_frame()
 
@@ -177,6 +176,7 @@ measured = {name_: [measurement.load_measured(P, job) for job in some] for name_
 answers = {name_: [dynamics.load_answers(P, job) for job in some] for name_, some in by_name.items()}
 before = dynamics.load_answers(P, None)
 plain_of = {v.method: name_ for name_, v in P.variants.items() if v.rule == "plain"}
+families = {job.method: "dpo" if job.from_pairs else "ppo" for job in jobs}
 
 # %% [markdown]
 # ## What is lost
@@ -192,10 +192,6 @@ def scored(some, greedy):
     return np.array([judging.judged(P, a, greedy) for a in some])
 
 
-def rate(wins):
-    return evaluation.bootstrap(np.mean, wins, rng=rng, resamples=P.resamples)
-
-
 scores = {g: {name_: scored(some, g) for name_, some in answers.items()} for g in (True, False)}
 score_before = {g: judging.judged(P, before, g) for g in (True, False)}
 accuracy = {}
@@ -209,9 +205,9 @@ for name_, variant in P.variants.items():
     ]
     rows[name_] = {
         "score": scores[False][name_].mean(),
-        "wins against SFT": rate(judging.wins(scores[True][name_], score_before[True])),
-        "wins against plain": rate(judging.wins(scores[True][name_], scores[True][plain])),
-        "sampled, against plain": rate(judging.wins(scores[False][name_], scores[False][plain])),
+        "greedy, against SFT − ½": win_change(judging.wins(scores[True][name_], score_before[True])),
+        "greedy, against plain − ½": win_change(judging.wins(scores[True][name_], scores[True][plain])),
+        "sampled, against plain − ½": win_change(judging.wins(scores[False][name_], scores[False][plain])),
         "KL": np.mean([a.kl for a in answers[name_]]),
         "entropy": np.mean([a.entropy for a in answers[name_]]),
         "unique": np.mean([len(set(a.sampled_texts)) / len(a.sampled_texts) for a in answers[name_]]),
@@ -229,16 +225,13 @@ table.iloc[:, :4].map(lambda x: x if isinstance(x, evaluation.Interval) else rou
 table.iloc[:, 4:].astype(float).round(2)
 
 # %%
-forest = {
-    name_: (
-        v.method,
-        *(rate(judging.wins(scores[g][name_], scores[g][plain_of[v.method]]) - 0.5) for g in (True, False)),
-    )
+lines = {
+    name_: (families[v.method], *(rows[name_][f"{how}, against plain − ½"] for how in ("greedy", "sampled")))
     for name_, v in P.variants.items()
     if v.rule != "plain"
 }
 label = "win rate against the plain method − ½, 95 % interval over prompts and seeds"
-run.figure("forest", plots.forest(forest, label))
+run.figure("forest", plots.forest(lines, label))
 
 # %% [markdown]
 # **Read it.** Greedy answers in so small a world hardly vary: one habit, such as a closing wish, can decide every prompt at
@@ -295,28 +288,27 @@ if P.show_texts:
 # Each rule was written before its run; `claims/ablations.py` holds them. The verdicts that count are those of `full`.
 
 # %%
-removes = {"without_negative": "negative", "without_positive": "positive"}
-ablations = {
-    name_: Ablation(
-        name_,
+ablations = [
+    Ablation(
         v.method,
-        removes.get(v.rule) if v.until == 1 else None,
+        v.rule,
+        v.until,
         judging.wins(scores[True][name_], scores[True][plain_of[v.method]]),
         accuracy[name_][0] - accuracy[name_][1],
     )
     for name_, v in P.variants.items()
     if v.rule != "plain"
-}
+]
 parts = {m: {part: g_of(plain, part) for part in ("positive", "negative")} for m, plain in plain_of.items()}
 gap_plain = np.subtract(*accuracy[plain_of["dpo"]]) if "dpo" in plain_of else np.array([np.nan])
-verdicts = ablation_claims(ablations, gap_plain, parts, rng, P.resamples)
-pd.DataFrame(verdicts).set_index("id")[["statement", "value", "interval", "verdict"]]
+verdicts = ablation_claims(ablations, gap_plain, parts)
+pd.DataFrame(verdicts).set_index("id")[["statement", "statistic", "value", "interval", "verdict"]]
 
 # %%
 folder = run.finish(
     claims=verdicts,
     metrics={
-        "outcomes": {name_: row["wins against SFT"] for name_, row in rows.items()},
+        "outcomes": {name_: row["greedy, against SFT − ½"] for name_, row in rows.items()},
         "variants": rows,
         "sft": {"score": score_before[False].mean()},
     },

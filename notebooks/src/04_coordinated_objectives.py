@@ -19,8 +19,9 @@
 # schedules, the thresholds and which of three readings of hPPO one takes, adaptive coordination, every baseline, the world, the judge, and the
 # rules of the verdicts.
 #
-# **Equal budgets.** Every method, the plain ones too, gets as many updates and as many values of *its own* parameter to choose from. What
-# chooses is a validation split of prompts; what is reported comes from other prompts.
+# **Equal budgets.** Every method, the plain ones too, gets as many updates (adaptive ones as much compute, in fewer) and as many values of *its
+# own* parameter to choose from. What chooses is a validation split of prompts; what is reported comes from other prompts. Plain methods choose
+# first, and what is compared with them starts from their choice: cDPO has the $\beta$ that DPO has chosen, so that the schedule alone sets it apart.
 
 # %% tags=["parameters"]
 profile: str = "default"  # results go to results/PROFILE/NAME/
@@ -38,7 +39,7 @@ revision: str | None = None  # of hub: sources; recorded
 train_pairs: int = 1280  # DPO's pairs; PPO and the reward model use the same prompts and pairs
 test_pairs: int = 256
 max_new_tokens: int = 32
-variants: dict = {  # name: method, rule, arguments of both; sweep: the values each may choose from; against: its rival
+variants: dict = {  # name: method, rule, arguments of both; sweep: the values each may choose from; against: its rival, whose choice it starts from
     "DPO": {"method": "dpo", "sweep": [{"beta": 0.1}, {"beta": 0.3}]},
     "cDPO": {
         "method": "dpo",
@@ -130,7 +131,6 @@ final_temperature: float = 0.0  # decoding of D', and of the answers that win ra
 nll: str = "sum"  # over the tokens of a response, as the paper's formula has it; or mean
 measure_batch: int = 64  # sequences a pass of the measurement
 shown: int = 1  # pairs and samples kept token by token
-resamples: int = 1000  # bootstrap
 alpaca_eval: str | None = None  # hub:tatsu-lab/alpaca_eval or files:PATH of its prompts, to answer them for its judge
 show_texts: bool = True  # print prompts and responses; off for data that is not fit to print
 # %%
@@ -150,7 +150,8 @@ import pandas as pd
 import torch
 
 from preflab import bases, dynamics, evaluation, figures, judging, measurement, rewards, rules, runs, selection, sources
-from preflab.claims.coordination import Contest, coordination_claims, corrected
+from preflab.claims import corrected, win_change
+from preflab.claims.coordination import Contest, coordination_claims
 from preflab.figures import coordination as plots
 from preflab.figures.ablations import forest
 from preflab.weightings import Weights, group_advantages
@@ -159,8 +160,7 @@ runs.prepare()
 figures.theme()
 pd.options.display.max_colwidth = None
 run = runs.Run(P)
-rng = np.random.default_rng(0)  # of the bootstrap
-tried = selection.candidates(P)  # every method's, with every seed of the sweep
+plain = selection.plain_candidates(P)  # with every seed of the sweep
 asked = sources.instructions(P.alpaca_eval, P.revision) if P.alpaca_eval else []
 pd.Series(runs.versions() | {"device": runs.device_name(P.device), "seeds": P.seeds}, name="version").to_frame()
 
@@ -204,7 +204,8 @@ for method in ("grpo", "rloo"):
 # %% [markdown]
 # ## Run
 #
-# First every candidate trains and answers the validation prompts; the best of each method then trains with every seed, and its $G$ is measured.
+# First the plain methods' candidates train and answer the validation prompts, then those of what is compared with them; the best of each method
+# trains with every seed, and its $G$ is measured. (The first `sweep_seeds` seeds choose and are reported too, on other prompts.)
 
 # %%
 base = bases.base_model(P)
@@ -219,12 +220,14 @@ def tasks(by_row, final):
 runs.parallel(
     partial(selection.work, P),
     {
-        "candidates tried": tasks(tried, final=False),
-        "chosen ones trained and measured": lambda: tasks(selection.chosen(P, tried), final=True),
+        "plain methods tried": tasks(plain, final=False),
+        "all methods tried": lambda: tasks(selection.candidates(P), final=False),
+        "chosen ones trained and measured": lambda: tasks(selection.chosen(P, selection.candidates(P)), final=True),
     },
     P.workers,
     ready=partial(selection.is_done, P),
 )
+tried = selection.candidates(P)
 jobs = selection.chosen(P, tried)
 which = selection.report_prompts(P)
 before = dynamics.load_answers(P, None, which)
@@ -232,8 +235,8 @@ answers = {name_: [dynamics.load_answers(P, job, which) for job in some] for nam
 measured = {name_: [measurement.load_measured(P, job) for job in some] for name_, some in jobs.items()}
 
 # %% [markdown]
-# What each method chose. `passes` is the cost of training, in thousands of forward passes of one sequence (a backward pass counts two); what it
-# must equal is that of the plain method.
+# What each method chose, with what it took over from its rival. `passes` is the cost of training, in thousands of forward passes of one sequence (a
+# backward pass counts two): a controlled method may cost no more than its plain one. GRPO and RLOO, without a value function, take about half.
 
 # %%
 merits = {name_: selection.merits(P, some) for name_, some in tried.items()}
@@ -242,7 +245,7 @@ pd.DataFrame(
         name_: {
             "candidates": ", ".join(" ".join(f"{k} {v}" for k, v in own.items()) for own in row.sweep),
             "win rate on validation prompts": ", ".join(f"{m:.2f}" for m in merits[name_]),
-            "chosen": " ".join(f"{k} {v}" for k, v in row.sweep[int(merits[name_].argmax())].items()),
+            "chosen": " ".join(f"{k} {v}" for k, v in jobs[name_][0].variant.arguments.items()),
             "passes": round(dynamics.passes(P, jobs[name_][0]) / 1000),
         }
         for name_, row in P.variants.items()
@@ -253,17 +256,14 @@ pd.DataFrame(
 # ## Who wins
 #
 # The judge is the world's oracle (for files, the reward model). A win is a higher score on the same prompt, a tie counts half; against SFT, and
-# against the rival with the same seed. Verdicts are of **sampled** answers: greedy ones hardly vary in so small a world (notebook 03). Intervals
-# against the rival are corrected for the number of comparisons.
+# against the rival with the same seed. Verdicts are of **sampled** answers: greedy ones hardly vary in so small a world (notebook 03). Intervals are
+# over prompts and seeds; those of win rates against the rival, less one half, are corrected for the number of comparisons here. (Each claim below is
+# corrected for its own, which are fewer.)
 
 
 # %%
 def scored(some, greedy):
     return np.array([judging.judged(P, a, greedy, which) for a in some])
-
-
-def rate(wins, level=0.95):
-    return evaluation.bootstrap(np.mean, wins, rng=rng, resamples=P.resamples, level=level)
 
 
 def right(a):
@@ -276,16 +276,15 @@ score = {g: {name_: scored(some, g) for name_, some in answers.items()} for g in
 score_before = {g: judging.judged(P, before, g, which) for g in (True, False)}
 against_sft = {name_: judging.wins(score[False][name_], score_before[False]) for name_ in P.variants}
 contests = {
-    g: {name_: judging.wins(score[g][name_], score[g][rival]) - 0.5 for name_, rival in rivals.items()}
-    for g in (True, False)
+    g: {name_: judging.wins(score[g][name_], score[g][rival]) for name_, rival in rivals.items()} for g in (True, False)
 }
-gains = {g: {name_: rate(w, level) for name_, w in some.items()} for g, some in contests.items()}
+gains = {g: {name_: win_change(w, level) for name_, w in some.items()} for g, some in contests.items()}
 rows = {
     name_: {
         "score": score[False][name_].mean(),
-        "wins against SFT": rate(against_sft[name_]),
-        "against the rival": gains[False].get(name_),
-        "greedy": gains[True].get(name_),
+        "against SFT − ½": win_change(against_sft[name_]),
+        "against the rival − ½": gains[False].get(name_),
+        "the same, greedy": gains[True].get(name_),
         "KL": np.mean([a.kl for a in some]),
         "entropy": np.mean([a.entropy for a in some]),
         "unique": np.mean([len(set(a.sampled_texts)) / len(a.sampled_texts) for a in some]),
@@ -310,8 +309,9 @@ run.figure("forest", forest(lines, label))
 # %% [markdown]
 # ## What it costs: the frontier
 #
-# Score against the distance from the SFT model, and against diversity. Small dots are the candidates that were not chosen (on the validation
-# prompts), the star is the SFT model. What scores far below it, its language broken, is a triangle on the lower edge; the table has its numbers.
+# Score against the distance from the SFT model, and against diversity; the star is the SFT model. A numbered disc stands beside its cross where
+# there is no room on it. Small dots are the candidates that were not chosen (on the validation prompts). What scores far below the SFT model, its
+# language broken, is a triangle on the lower edge (the table has its numbers) if chosen, and else left out; grey joins what no other beats in both.
 
 
 # %%
@@ -364,7 +364,7 @@ scheduled = [
     name_ for name_ in scheduled if P.variants[name_].method in ("dpo", "ppo") and not P.variants[name_].reward
 ]
 courses = {name_: course_of(name_) for name_ in P.variants if P.variants[name_].rule != "thresholded"}
-run.figure("schedules", plots.schedules({name_: courses[name_] for name_ in scheduled}))
+run.figure("schedules", plots.schedules({name_: courses[name_] for name_ in scheduled})) if scheduled else None
 
 # %% [markdown]
 # ## The same lens on rewards that can be verified
@@ -391,9 +391,9 @@ versus = {}
 for name_, row in P.variants.items():
     if row.rule == "adaptive":
         for static in (n for n, r in P.variants.items() if r.rule == "coordinated" and r.method == row.method):
-            versus[f"{name_} / {static}"] = judging.wins(score[False][name_], score[False][static]) - 0.5
+            versus[f"{name_} / {static}"] = judging.wins(score[False][name_], score[False][static])
 level_versus = corrected(len(versus))
-versus = {pair: rate(w, level_versus) for pair, w in versus.items()}
+versus = {pair: win_change(w, level_versus) for pair, w in versus.items()}
 pd.Series({pair: str(interval) for pair, interval in versus.items()}, name="win rate − ½").to_frame()
 
 # %%
@@ -419,7 +419,7 @@ if asked:
 # %% [markdown]
 # ## Claims
 #
-# Each rule was written before its run; `claims/coordination.py` holds them. Static schedules only: adaptive coordination is not the paper's. The verdicts
+# Each rule was written before its run; `claims/coordination.py` holds them. Intervals are corrected for each claim's own comparisons. Static schedules only: adaptive coordination is not the paper's. The verdicts
 # that count are those of `full`.
 
 
@@ -431,18 +431,18 @@ def kind_of(row):
 
 
 controlled = {
-    name_: Contest(kind_of(row), contests[False][name_] + 0.5, against_sft[name_], against_sft[row.against])
+    name_: Contest(kind_of(row), contests[False][name_], against_sft[name_], against_sft[row.against])
     for name_, row in P.variants.items()
     if row.against and kind_of(row)
 }
-verdicts = coordination_claims(controlled, rng, P.resamples)
-pd.DataFrame(verdicts).set_index("id")[["statement", "value", "interval", "verdict"]]
+verdicts = coordination_claims(controlled)
+pd.DataFrame(verdicts).set_index("id")[["statement", "statistic", "value", "interval", "verdict"]]
 
 # %%
 folder = run.finish(
     claims=verdicts,
     metrics={
-        "outcomes": {name_: row["wins against SFT"] for name_, row in rows.items()},
+        "outcomes": {name_: row["against SFT − ½"] for name_, row in rows.items()},
         "variants": rows,
         "chosen": {name_: some[0].variant.arguments for name_, some in jobs.items()},
         "adaptive against static": versus,
@@ -466,6 +466,8 @@ print("results in", "/".join(folder.parts[-3:]))
 # 1. Run cDPO backwards: `{"start": 0.75, "end": 0.25}`. Is the *order* of positive and negative learning what matters, or that both are there?
 # 2. Adaptive coordination with `gain` > 0 feeds what already pulls towards the current answers, with `gain` < 0 what pulls away. Which one keeps
 #    entropy? Why?
-# 3. Set hPPO's `reading` to `"drop_above"` and `tau` to 1.5: the heaviest tokens go. What becomes of $G$, of diversity?
-# 4. Reward GRPO with the `"oracle"` instead. Which attribute does it learn first?
-# 5. Give cDPO a sweep of five values and DPO one. How much of a gain can a larger sweep alone make?
+# 3. Set hPPO's `reading` to `"drop_above"` and its sweep to `[{"tau": 1.5}, {"tau": 2.0}]`: the heaviest tokens go. What becomes of $G$, of diversity?
+# 4. Reward GRPO with the `"oracle"` instead: `"reward": "oracle"`. Does it still name the right tool? What do its answers do for their score?
+# 5. Give cDPO a sweep of five values, and every other row one of its own five times. How much of a gain can a larger sweep alone make?
+#
+# After a change of parameters restart the kernel and run all cells; what is trained already is not trained again.

@@ -1,49 +1,51 @@
 """D7-D9 of paper D (arXiv 2512.00778, section 4): what is lost with a component."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from preflab.claims import POINTS, Claim, decide, nothing
-from preflab.evaluation import Interval, bootstrap, seed_interval
+from preflab.claims import POINTS, Claim, corrected, decide, nothing, win_change
+from preflab.evaluation import seed_interval
+
+PART_WITHOUT = {"without_negative": "negative", "without_positive": "positive"}  # rule: the part it takes away
 
 
 @dataclass(frozen=True)
 class Ablation:
     """One variant beside the plain method of its kind, all seeds. Win rates are of greedy answers."""
 
-    name: str
     method: str
-    removes: str | None  # positive or negative, for all of training; None for anything else
+    rule: str
+    until: float  # share of training
     wins: np.ndarray  # (seeds, prompts) against the plain method of the same seed
     gap: np.ndarray  # (seeds,) accuracy of DPO margins on training less on held-out pairs
 
 
 def ablation_claims(
-    ablations: Mapping[str, Ablation],
-    plain_gap: np.ndarray,
-    parts: Mapping[str, Mapping[str, np.ndarray]],
-    rng: np.random.Generator,
-    resamples: int,
+    ablations: Sequence[Ablation], plain_gap: np.ndarray, parts: Mapping[str, Mapping[str, np.ndarray]]
 ) -> list[Claim]:
     """One verdict each.
 
     Args:
-        ablations: by the rows of the YAML that D7 and D8 ask for ("DPO, no negative early", "DPO, equal
-            weights"), and others.
+        ablations: in any order; D7 asks for DPO without_negative for a part of training, D8 for DPO with
+            equal_weights for all of it.
         plain_gap: (seeds,) of plain DPO.
         parts: parts[method][positive or negative] is G of the part in the plain run, (seeds, steps).
     """
+
+    def of_dpo(rule: str, whole: bool) -> Ablation | None:
+        return next((a for a in ablations if (a.method, a.rule, a.until == 1) == ("dpo", rule, whole)), None)
+
     return [
-        early_negative_learning_matters(ablations.get("DPO, no negative early"), rng, resamples),
-        weight_regularises(ablations.get("DPO, equal weights"), plain_gap),
-        negative_g_can_help(ablations, parts, rng, resamples),
+        early_negative_learning_matters(of_dpo("without_negative", False)),
+        weight_regularises(of_dpo("equal_weights", True), plain_gap),
+        negative_g_can_help(ablations, parts),
     ]
 
 
-def early_negative_learning_matters(row: Ablation | None, rng: np.random.Generator, resamples: int) -> Claim:
-    change = _win_change(row, rng, resamples, 0.95) if row else nothing()
+def early_negative_learning_matters(row: Ablation | None) -> Claim:
+    change = win_change(row.wins) if row else nothing()
     return Claim(
         "D7",
         "Without negative learning early, DPO performs worse: it regularises.",
@@ -67,16 +69,10 @@ def weight_regularises(row: Ablation | None, plain_gap: np.ndarray) -> Claim:
     )
 
 
-def negative_g_can_help(
-    ablations: Mapping[str, Ablation],
-    parts: Mapping[str, Mapping[str, np.ndarray]],
-    rng: np.random.Generator,
-    resamples: int,
-) -> Claim:
-    removed = [a for a in ablations.values() if a.removes]
-    negative = [a for a in removed if seed_interval(parts[a.method][a.removes].mean(1)).high < 0]
-    level = 1 - 0.05 / max(len(negative), 1)
-    changes = [_win_change(a, rng, resamples, level) for a in negative]
+def negative_g_can_help(ablations: Sequence[Ablation], parts: Mapping[str, Mapping[str, np.ndarray]]) -> Claim:
+    removed = [a for a in ablations if a.rule in PART_WITHOUT and a.until == 1]
+    negative = [a for a in removed if seed_interval(parts[a.method][PART_WITHOUT[a.rule]].mean(1)).high < 0]
+    changes = [win_change(a.wins, corrected(len(negative))) for a in negative]
     worst = min(changes, key=lambda change: change.high, default=nothing())
     return Claim(
         "D9",
@@ -88,7 +84,3 @@ def negative_g_can_help(
         (worst.low, worst.high),
         decide(any(c.high < 0 for c in changes), bool(changes) and all(c.low > -POINTS for c in changes)),
     )
-
-
-def _win_change(row: Ablation, rng: np.random.Generator, resamples: int, level: float) -> Interval:
-    return bootstrap(lambda w: w.mean() - 0.5, row.wins, rng=rng, resamples=resamples, level=level)

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from preflab.claims import POINTS, Claim, decide, nothing
-from preflab.evaluation import bootstrap
+from preflab.claims import POINTS, Claim, corrected, decide, nothing, win_change
+from preflab.evaluation import mean_interval
 
 ABOUT_TWO = 0.025  # what rounds to two points
 
@@ -22,32 +22,22 @@ class Contest:
     plain_against_sft: np.ndarray
 
 
-def coordination_claims(contests: Mapping[str, Contest], rng: np.random.Generator, resamples: int) -> list[Claim]:
+def coordination_claims(contests: Mapping[str, Contest]) -> list[Claim]:
     """One verdict each. Every claim's intervals are corrected (Bonferroni) for the number of its comparisons."""
     return [
-        coordinated_dpo_wins([c for c in contests.values() if c.kind == "cDPO"], rng, resamples),
-        controlled_ppo_is_close([c for c in contests.values() if c.kind in ("cPPO", "hPPO")], rng, resamples),
-        control_pays(list(contests.values()), rng, resamples),
+        coordinated_dpo_wins([c for c in contests.values() if c.kind == "cDPO"]),
+        controlled_ppo_is_close([c for c in contests.values() if c.kind in ("cPPO", "hPPO")]),
+        control_pays(list(contests.values())),
     ]
 
 
-def coordinated_dpo_wins(contests: list[Contest], rng: np.random.Generator, resamples: int) -> Claim:
-    return _wins("D10", "cDPO beats DPO in win rate.", "a cDPO schedule against DPO", contests, rng, resamples)
+def coordinated_dpo_wins(contests: list[Contest]) -> Claim:
+    return _wins("D10", "cDPO beats DPO in win rate.", "a cDPO schedule against DPO", contests)
 
 
-def controlled_ppo_is_close(contests: list[Contest], rng: np.random.Generator, resamples: int) -> Claim:
+def controlled_ppo_is_close(contests: list[Contest]) -> Claim:
     level = corrected(len(contests))
-    differences = [
-        bootstrap(
-            lambda a, b: a.mean() - b.mean(),
-            c.against_sft,
-            c.plain_against_sft,
-            rng=rng,
-            resamples=resamples,
-            level=level,
-        )
-        for c in contests
-    ]
+    differences = [mean_interval(c.against_sft - c.plain_against_sft, level, (-1, 1)) for c in contests]
     farthest = max(differences, key=lambda d: abs(d.value), default=nothing())
     return Claim(
         "D11",
@@ -63,15 +53,14 @@ def controlled_ppo_is_close(contests: list[Contest], rng: np.random.Generator, r
     )
 
 
-def control_pays(contests: list[Contest], rng: np.random.Generator, resamples: int) -> Claim:
+def control_pays(contests: list[Contest]) -> Claim:
     statement = "Fine-grained control improves at least one method."
-    return _wins("D12", statement, "a controlled method against its plain one", contests, rng, resamples)
+    return _wins("D12", statement, "a controlled method against its plain one", contests)
 
 
-def _wins(name: str, statement: str, who: str, contests: list[Contest], rng: np.random.Generator, resamples) -> Claim:
+def _wins(name: str, statement: str, who: str, contests: list[Contest]) -> Claim:
     """That at least one of them beats its rival."""
-    level = corrected(len(contests))
-    gains = [bootstrap(lambda w: w.mean() - 0.5, c.wins, rng=rng, resamples=resamples, level=level) for c in contests]
+    gains = [win_change(c.wins, corrected(len(contests))) for c in contests]
     clearest = max(gains, key=lambda gain: gain.low, default=nothing())
     return Claim(
         name,
@@ -82,8 +71,3 @@ def _wins(name: str, statement: str, who: str, contests: list[Contest], rng: np.
         (clearest.low, clearest.high),
         decide(any(g.low > 0 for g in gains), bool(gains) and all(g.high < POINTS for g in gains)),
     )
-
-
-def corrected(comparisons: int) -> float:
-    """Level at which so many intervals hold together with 95 % (Bonferroni)."""
-    return 1 - 0.05 / max(comparisons, 1)

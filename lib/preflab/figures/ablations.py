@@ -9,15 +9,15 @@ from matplotlib.figure import Figure
 from preflab.evaluation import Interval
 from preflab.figures import grid
 
-METHOD_COLOURS = {"dpo": "#2a7f9e", "ppo": "#d1495b"}
+FAMILY_COLOURS = {"dpo": "#2a7f9e", "ppo": "#d1495b"}  # learns from pairs, or from its samples
 
 
 def forest(rows: Mapping[str, tuple[str, Interval, Interval]], label: str) -> Figure:
-    """Win rates less one half, with intervals: rows[name] = (method, greedy, sampled)."""
+    """Win rates less one half, with intervals: rows[name] = (family, greedy, sampled)."""
     figure, axis = plt.subplots(figsize=(7, 0.9 + 0.36 * len(rows)), layout="constrained")
-    for y, (method, *intervals) in enumerate(rows.values()):
+    for y, (family, *intervals) in enumerate(rows.values()):
         for shift, marker, interval in zip((-0.13, 0.13), "os", intervals, strict=True):
-            colour = METHOD_COLOURS[method]
+            colour = FAMILY_COLOURS[family]
             axis.plot([interval.low, interval.high], [y + shift] * 2, color=colour, lw=1.4, alpha=0.7)
             axis.plot(interval.value, y + shift, marker, color=colour, ms=5, mfc=colour if marker == "o" else "white")
     axis.axvline(0, color="0.4", lw=0.8, zorder=0)
@@ -61,7 +61,7 @@ def log_prob_paths(panels: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray
     axes.flat[0].legend(frameon=False, fontsize=8)
     axes.flat[0].set_yscale("symlog", linthresh=10)
     axes.flat[0].yaxis.set_major_formatter(lambda value, _: f"{value:g}".replace("-", "−"))
-    figure.supylabel("change of log π(y|x), nats", size=10)
+    figure.supylabel("change of log π(y|x), nats (linear to ±10)", size=10)
     figure.supxlabel("share of training", size=10)
     return figure
 

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from preflab.figures.ablations import METHOD_COLOURS
+from preflab.figures.ablations import FAMILY_COLOURS
 
 PART_COLOURS = {"positive": "#2a7f9e", "negative": "#d1495b", "trained": "0.25"}
 
@@ -30,17 +30,17 @@ def pareto(places: Mapping[str, Place], before: tuple[float, float]) -> Figure:
     diversity. A chosen one that scores far below it, its language broken, is a triangle on the lower edge."""
     figure, axes = plt.subplots(1, 2, figsize=(10, 5), sharey=True, layout="constrained")
     highest = max(place.score.max() for place in places.values())
-    lowest = before[0] - 0.15 * (highest - before[0])
+    lowest = before[0] - 0.15 * max(highest - before[0], 0.1)
     axes[0].set_xscale("symlog", linthresh=1)
     axes[0].xaxis.set_major_locator(FixedLocator([0, 0.5, *(m * 10**e for e in range(4) for m in (1, 2, 5))]))
     axes[0].xaxis.set_minor_locator(NullLocator())
     axes[0].xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes[0].set_xlabel("KL from the SFT model, nats a response")
+    axes[0].set_xlabel("KL from the SFT model, nats a response (linear to 1)")
     axes[1].set_xlabel("entropy, nats a token")
     axes[0].set_ylabel("judge's score of sampled answers")
-    axes[0].set_ylim(lowest, highest + 0.1 * (highest - lowest))
+    axes[0].set_ylim(lowest, max(highest, before[0]) + 0.15 * max(highest - before[0], 0.1))
     handles = [
-        plt.Line2D([], [], marker=f"${number}$", color=METHOD_COLOURS[place.family], ls="", ms=7, label=name)
+        plt.Line2D([], [], marker=f"${number}$", color=FAMILY_COLOURS[place.family], ls="", ms=7, label=name)
         for number, (name, place) in enumerate(places.items(), 1)
     ]
     handles.append(plt.Line2D([], [], marker="*", color="0.3", ls="", ms=9, label="SFT"))
@@ -51,17 +51,17 @@ def pareto(places: Mapping[str, Place], before: tuple[float, float]) -> Figure:
         axis.plot(sft, before[0], "*", color="0.3", ms=11)
         for place in places.values():
             x, y = getattr(place, name)[1:], place.score[1:]
-            axis.plot(x[y > lowest], y[y > lowest], ".", color=METHOD_COLOURS[place.family], ms=4, alpha=0.45)
-        _numbered(axis, chosen, [METHOD_COLOURS[place.family] for place in places.values()], lowest)
-    axes[0].set_xlim(left=-0.05)
+            axis.plot(x[y > lowest], y[y > lowest], ".", color=FAMILY_COLOURS[place.family], ms=4, alpha=0.45)
+        _numbered(axis, chosen, [FAMILY_COLOURS[place.family] for place in places.values()], lowest)
+    axes[0].set_xlim(left=min(-0.05, *(1.1 * place.kl.min() for place in places.values())))
     return figure
 
 
 def _numbered(axis: Axes, points: np.ndarray, colours: Sequence[str], lowest: float) -> None:
-    """Dots at the points, (n, 2), each with its number in a disc that stands aside where there is no room."""
+    """Crosses at the points, (n, 2), each with its number in a disc that stands aside where there is no room."""
     markers = np.where(points[:, 1] < lowest, "v", "o")
     points = np.column_stack([points[:, 0], np.maximum(points[:, 1], lowest)])
-    axis.scatter(*points.T, c=colours, s=12)
+    axis.scatter(*points.T, c=colours, s=14, marker="x", lw=0.9)
     axis.figure.canvas.draw()  # only now is it known where the points lie
     inches = axis.figure.dpi_scale_trans
     placed = axis.transData.inverted().transform(
@@ -104,27 +104,32 @@ class Course:
 
 
 def schedules(courses: Mapping[str, Course]) -> Figure:
-    """Above what the schedule does, below the G it produces, each on its own scale."""
+    """Above what the schedule does, below the G it produces, each on its own scale; up to four side by side."""
+    columns, rows = min(len(courses), 4), -(-len(courses) // 4)
     figure, axes = plt.subplots(
-        2,
-        len(courses),
-        figsize=(2.4 * len(courses), 4.2),
+        2 * rows,
+        columns,
+        figsize=(2.7 * columns, 3.9 * rows),
         squeeze=False,
-        sharex=True,
-        height_ratios=(1, 1.6),
+        height_ratios=(1, 1.6) * rows,
         layout="constrained",
     )
-    for (above, below), (name, course) in zip(axes.T, courses.items(), strict=True):
+    pairs = axes.reshape(rows, 2, columns).swapaxes(1, 2).reshape(-1, 2)
+    for axis in pairs[len(courses) :].flat:
+        axis.remove()
+    for (above, below), (name, course) in zip(pairs, courses.items(), strict=False):
         above.axhline(0.5, color="0.8", lw=0.8, zorder=0)
         for seed in course.share:
             above.plot(course.share_progress, seed, color="0.25", lw=0.8, alpha=0.6)
         above.set_title(name, loc="left", size=9)
         above.set_ylim(0, 1)
+        above.sharex(below)
+        above.tick_params(labelbottom=False)
         _g(below, course)
-    axes[0, 0].set_ylabel("λ")
-    axes[1, 0].set_ylabel("G")
-    axes[1, 0].legend(frameon=False, fontsize=8)
-    figure.supxlabel("share of training", size=10)
+    for above, below in pairs[::columns]:
+        above.set_ylabel("λ")
+        below.set_ylabel("G")
+    _finished(figure, below)
     return figure
 
 
@@ -135,9 +140,14 @@ def parts(courses: Mapping[str, Course]) -> Figure:
         _g(axis, course)
         axis.set_title(name, loc="left", size=9)
     axes[0, 0].set_ylabel("G")
-    axes[0, 0].legend(frameon=False, fontsize=8)
-    figure.supxlabel("share of training", size=10)
+    _finished(figure, axis)
     return figure
+
+
+def _finished(figure: Figure, axis: Axes) -> None:
+    """The labels that panels share; what lines mean is told above them."""
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside upper right", ncols=3, frameon=False, fontsize=8)
+    figure.supxlabel("share of training", size=10)
 
 
 def _g(axis: Axes, course: Course) -> None:
