@@ -179,6 +179,16 @@ def test_finals_are_answers_to_prompts_never_trained_on():
     assert answers != dynamics.load_answers(p, None)
 
 
+def test_held_out_prompts_come_once_and_must_be_enough(monkeypatch):
+    p = parameters()
+    test = dynamics.pairs_of(p, 0).test
+    repeated = replace(dynamics.pairs_of(p, 0), test=test.select([0, 0, 1, 0, 2]))
+    monkeypatch.setattr(dynamics, "loaded_pairs", lambda *_: repeated)
+    assert dynamics.held_out_prompts(p, range(1, 3)) == test["prompt"][1:3]
+    with pytest.raises(BadInput, match="world:conflict, helpful: 3 held-out prompts, expected at least 4"):
+        dynamics.held_out_prompts(p, range(2, 4))
+
+
 def test_the_probe_is_of_training_pairs_and_fixed():
     p = parameters()
     train = {json.dumps(row) for row in dynamics.pairs_of(p, 0).train}

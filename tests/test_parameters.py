@@ -121,6 +121,11 @@ def test_a_notebook_checks_its_own_globals():
     assert complaint(SequentialSettings.from_notebook, missing) == "notebook parameters: beta: missing"
 
 
+def test_a_kernel_that_has_run_before_is_to_be_restarted():
+    settings = SequentialSettings.from_notebook(DEFAULTS)
+    assert "restart it" in complaint(SequentialSettings.from_notebook, {**DEFAULTS, "P": settings, "runs": 1})
+
+
 def test_defaults_are_read_without_running(tmp_path):
     notebook = tmp_path / "n.py"
     notebook.write_text('# %%\nraise SystemExit\n\n# %% tags=["parameters"]\na: int = 1  # text\nb = [1e-6]\n')

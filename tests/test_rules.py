@@ -3,10 +3,11 @@
 import inspect
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
-from preflab import dynamics, measurement, rules
+from preflab import bases, dynamics, measurement, rules
 from preflab.errors import BadInput
 from preflab.likelihood import collate, pair_log_probs, token_log_probs
 from preflab.parameters import resolve
@@ -204,7 +205,24 @@ def test_the_trained_part_is_the_whole_of_plain_methods_and_what_the_rule_leaves
         assert g["trained"][: half - 1] == pytest.approx(same_as[: half - 1]), training.name
         if training.name == "no positive":  # until half of training
             assert g["trained"][-1] == pytest.approx(g["whole"][-1])
-        assert measured.held_out.shape[1:] == (2, 16) and measured.train.shape[1:] == (2, 6)
+        assert measured.held_out.shape[1:] == (2, 16)
+
+
+def test_what_is_learnt_is_the_change_on_every_training_pair():
+    p = parameters()
+    training = next(t for t in dynamics.trainings(p) if t.from_pairs)
+    assert not measurement.is_examined(p, training)
+    measurement.examine(p, training)
+    assert measurement.is_examined(p, training)
+    pairs, tokenizer = dynamics.pairs_of(p, training.seed).train, bases.base_tokenizer(p)
+    rows = bases.encoded(p, pairs)
+    with dynamics.final_model(p, training) as policy:
+        after = pair_log_probs(policy, rows, tokenizer.pad_token_id, 5)
+    before = pair_log_probs(bases.base_model(p), rows, tokenizer.pad_token_id, 5)
+    change = measurement.load_learnt(p, training)
+    assert change.shape == (2, len(pairs)) and len(pairs) == p.train_pairs
+    np.testing.assert_allclose(change[1], after.rejected - before.rejected, atol=1e-9)
+    np.testing.assert_allclose(change[0], after.chosen - before.chosen, atol=1e-9)
 
 
 def first_token_only(w: Weights) -> torch.Tensor:
@@ -235,6 +253,8 @@ def test_a_new_ablation_is_one_function_and_one_row(monkeypatch):
             "expected one of method 'dpo' with rule 'plain'",
         ),
         ({"variants": {"x": {"method": "sft"}}}, "variants.x.method='sft'"),
+        ({"variants": {"x": {"method": "dpo"}}}, "expected one with another rule than 'plain'"),
+        ({"variants": {key: {"method": "dpo"} for key in "xyz"}}, "expected one of method 'dpo' with rule 'plain'"),
         ({"variants": {"x": {"method": "dpo", "untill": 0.5}}}, "variants.x.untill=0.5: no such parameter"),
         ({"final_temperature": 1.0}, "final_temperature=1.0: expected 0.0"),
     ],
@@ -242,4 +262,58 @@ def test_a_new_ablation_is_one_function_and_one_row(monkeypatch):
 def test_parameters_that_cannot_be(given, message):
     with pytest.raises(BadInput) as error:
         parameters(**given)
+    assert message in str(error.value)
+
+
+def fails(w: Weights, power: int) -> torch.Tensor:
+    return w.c / power[0]
+
+
+def sums(w: Weights) -> torch.Tensor:
+    return w.c.sum()
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"rule": "fails", "arguments": {"power": 2}}, "x: the rule fails on an example: TypeError"),
+        ({"rule": "sums"}, "x: the rule makes c () of c (2, 2), expected the same shape"),
+        ({"rule": "withot_negative"}, "x: rule='withot_negative': no such rule"),
+        (
+            {"rule": "only_tertile", "arguments": {"wich": "top"}},
+            "x: wich='top': no such argument, expected ['which', 'beta']",
+        ),
+        ({"rule": "plain", "arguments": {"beta": 0.1, "bta": 0.2}}, "x: bta=0.2: no such argument"),
+    ],
+)
+def test_rules_that_do_not_run_are_told_before_anything_trains(row, message, monkeypatch):
+    for rule in (fails, sums):
+        monkeypatch.setattr(rules, rule.__name__, rule, raising=False)
+    with pytest.raises(BadInput) as error:
+        dynamics.trainings(parameters(variants={**ROWS, "x": {"method": "dpo", **row}} | _plain_only_once(row)))
+    assert message in str(error.value)
+
+
+def _plain_only_once(row):
+    """Where the row is plain itself, it stands for DPO's."""
+    return {"DPO": {"method": "dpo", "rule": "equal_weights"}} if row["rule"] == "plain" else {}
+
+
+@pytest.mark.parametrize(
+    ("method", "arguments", "message"),
+    [
+        ("dpo", {"beta": -0.1}, "arguments.beta=-0.1: input should be greater than 0"),
+        ("dpo", {"beta": "0.1"}, "arguments.beta='0.1': input should be a valid number"),
+        ("conservative_dpo", {"smoothing": 0.5}, "arguments.smoothing=0.5: input should be less than 0.5"),
+        ("dpo", {"tau": float("nan")}, "arguments.tau=nan"),
+        ("dpo", {"start": 2}, "arguments.start=2: input should be less than or equal to 1"),
+        ("dpo", {"gain": -3}, "arguments.gain=-3: input should be greater than or equal to -1"),
+        ("dpo", {"which": "topp"}, "arguments.which='topp': input should be 'bottom', 'middle' or 'top'"),
+        ("grpo", {"group_size": 1}, "arguments.group_size=1: input should be greater than or equal to 2"),
+        ("grpo", {"group_size": 3}, "variants.x: group_size=3, expected a divisor of ppo_batch_size=8"),
+    ],
+)
+def test_arguments_that_cannot_be(method, arguments, message):
+    with pytest.raises(BadInput) as error:
+        parameters(variants={**ROWS, "x": {"method": method, "rule": "without_negative", "arguments": arguments}})
     assert message in str(error.value)

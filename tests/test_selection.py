@@ -138,6 +138,25 @@ def test_what_grpo_has_in_its_loss_is_measured_too(monkeypatch, tmp_path):
     assert json.loads((tmp_path / "record.json").read_text())[0]["total_weight"][0] > plain + 90
 
 
+def test_no_rule_touches_the_kl_that_is_in_grpos_loss(monkeypatch, tmp_path):
+    row = ROWS["GRPO"] | {"rule": "without_negative"}
+    p = parameters(variants=PLAIN | {"GRPO": row | {"sweep": [{"kl_coefficient": 0.05}]}})
+    training = selection.plain_candidates(p)["GRPO"][0]
+    measurement.measure(p, training)
+    monkeypatch.setattr(measurement, "kl_in_loss", lambda log_probs, reference, mask, settings: -100.0 * mask)
+    measurement._build(p, training, tmp_path)
+    weight = json.loads((tmp_path / "record.json").read_text())[0]["total_weight"]
+    assert weight[measurement.PARTS.index("trained")] > 90
+
+
+def test_a_look_at_live_g_depends_on_how_long_its_answers_may_be():
+    rows = PLAIN | {"x": {"method": "dpo", "rule": "adaptive", "live_every": 1, "arguments": {"gain": 0.5}}}
+    short, long = (parameters(variants=rows, max_new_tokens=n) for n in (4, 8))
+    for name, differs in (("DPO", False), ("x", True)):
+        keys = [dynamics.training_key(p, selection.plain_candidates(p)[name][0]) for p in (short, long)]
+        assert (keys[0] != keys[1]) is differs
+
+
 def test_simpo_has_no_reference():
     p = parameters()
     rows = bases.encoded(p, dynamics.pairs_of(p, 0).train)
@@ -180,6 +199,8 @@ def test_full_gives_adaptive_runs_no_more_compute_than_static_ones():
         ({"x": {"method": "dpo", "live_every": 3}}, "rule='plain' with live_every=3"),
         ({"x": {"method": "dpo", "budget": 0.0}}, "variants.x.budget=0.0"),
         ({"x": {"method": "ddpo"}}, "variants.x.method='ddpo'"),
+        ({"SFT": {"method": "dpo"}}, "variants.SFT: expected another name"),
+        ({"x": {"method": "dpo", "sweep": [{"beta": 0.0}]}}, "variants.x.sweep.0.beta=0.0: input should be greater"),
     ],
 )  # fmt: skip
 def test_rows_that_cannot_be(rows, message):
@@ -304,16 +325,17 @@ def test_answers_for_alpaca_eval_are_in_its_format(asked, tmp_path, monkeypatch)
         return judging.export_for_alpaca_eval(p, trainings, rows, tmp_path / name)
 
     assert exported("a") == [
-        "alpaca_eval --model_outputs cDPO_linear/model_outputs.json --reference_outputs SFT/model_outputs.json"
-        " --annotators_config weighted_alpaca_eval_gpt4_turbo --output_path cDPO_linear"
+        "alpaca_eval --model_outputs 01_cDPO_linear/model_outputs.json --reference_outputs 00_SFT/model_outputs.json"
+        " --annotators_config weighted_alpaca_eval_gpt4_turbo --output_path 01_cDPO_linear"
     ]
-    for folder, generator in (("cDPO_linear", "cDPO, linear"), ("SFT", "SFT")):
+    for folder, generator in (("01_cDPO_linear", "cDPO, linear"), ("00_SFT", "SFT")):
         outputs = json.loads((tmp_path / "a" / folder / "model_outputs.json").read_text())
         assert [set(row) for row in outputs] == [{"instruction", "dataset", "output", "generator"}] * 2
         assert outputs[0]["generator"] == generator and all(isinstance(row["output"], str) for row in outputs)
     monkeypatch.setattr(judging, "_answer", None)  # kept: not asked again
     exported("b")
-    of = "SFT/model_outputs.json"
+    exported("b")  # the cell may be run again
+    of = "00_SFT/model_outputs.json"
     assert (tmp_path / "b" / of).read_text() == (tmp_path / "a" / of).read_text()
 
 
@@ -346,6 +368,9 @@ def test_instructions_that_are_none(tmp_path, monkeypatch):
     path = tmp_path / "a.json"
     path.write_text('[{"instruction": "x"}, {"prompt": "y"}]')
     with pytest.raises(BadInput, match="row 2: key 'instruction' expected text"):
+        instructions(f"files:{path}")
+    path.write_text("[]")
+    with pytest.raises(BadInput, match="no rows, expected AlpacaEval's prompts"):
         instructions(f"files:{path}")
     with pytest.raises(BadInput, match="expected hub:REPO or files:PATH"):
         instructions("world:conflict")

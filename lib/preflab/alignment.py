@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from preflab.errors import BadInput
 from preflab.likelihood import token_log_probs
-from preflab.models import ATTENTION
+from preflab.models import ATTENTION, precise
 from preflab.weightings import surrogate
 
 Gradient = dict[str, torch.Tensor]  # by parameter name, each of its parameter's shape
@@ -80,8 +80,10 @@ def loss_gradient(
     parameters: Mapping[str, torch.nn.Parameter],
     n: int,
 ) -> Gradient:
-    """Gradient of the mean loss over n pairs (or samples), from (batch, its c) in pieces; c is (rows, seq - 1)."""
-    total: Gradient = {}
+    """Gradient of the mean loss over n pairs (or samples), from (batch, its c) in pieces; c is (rows, seq - 1).
+
+    Zero for no pieces: of a component that no token is in."""
+    total = {k: torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32)) for k, p in parameters.items()}
     for batch, c in batches:
         _accumulate(total, surrogate(c, token_log_probs(model, batch)) / n, parameters)
     return total
@@ -122,13 +124,13 @@ def alignment(c: torch.Tensor, s: torch.Tensor, components: Mapping[str, torch.T
 
     c and s are (rows, seq - 1), as is each component's mask. Components that split the tokens add up.
     """
-    product = -(c.double() * s.double()) / n
-    return {name: float((product * mask).sum()) for name, mask in components.items()}
+    product = -(precise(c) * precise(s)) / n
+    return {name: float((product * mask.to(product.device)).sum()) for name, mask in components.items()}
 
 
 def dot(a: Gradient, b: Gradient) -> float:
     """Inner product over all parameters, in float64."""
-    return float(sum((a[name].double() * b[name].double()).sum() for name in a))
+    return float(sum((precise(a[name]) * precise(b[name])).sum() for name in a))
 
 
 def by_layer(a: Gradient, b: Gradient) -> dict[str, float]:
@@ -153,5 +155,5 @@ def cosine(a: Gradient, b: Gradient) -> float:
 @torch.no_grad()
 def mean_nll(model: PreTrainedModel, batches: Iterable[dict[str, torch.Tensor]], reduction: str = "sum") -> float:
     """NLL of responses, averaged over them in float64: what G predicts the change of."""
-    nll = torch.cat([_nll(model, batch, reduction).double() for batch in batches])
+    nll = torch.cat([precise(_nll(model, batch, reduction)) for batch in batches])
     return float(nll.mean())

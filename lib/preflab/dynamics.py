@@ -49,7 +49,7 @@ from preflab.rewards import (
     model_reward,
     oracle_reward,
 )
-from preflab.rules import Rule, argument_names, plain, resolve_rule, rule_key
+from preflab.rules import Rule, argument_names, plain, resolve_rule, rule_key, try_out
 from preflab.training.dpo import DPOSettings, StepLog, Weighting, batches, train_dpo
 from preflab.training.ppo import Batch, IterationLog, PPOSettings, Values, train_ppo, trained_parameters
 from preflab.training.reward import RewardSettings, train_reward
@@ -97,9 +97,9 @@ class Training:
         known = ["beta", *needed] if self.from_pairs else OF_SAMPLES[self.method]
         if unknown := sorted(set(own) - set(known)):
             taken = argument_names(self.variant.rule) + known
-            raise BadInput(f"{self.name}: {unknown[0]}={own[unknown[0]]!r}: no such argument, expected {taken}")
+            raise BadInput(f"{unknown[0]}={own[unknown[0]]!r}: no such argument, expected {taken}")
         if missing := sorted(set(needed) - set(own)):
-            raise BadInput(f"{self.name}: {missing[0]}: missing, method {self.method} needs it")
+            raise BadInput(f"{missing[0]}: missing, method {self.method} needs it")
         return own
 
     @property
@@ -121,9 +121,14 @@ def trainings(p: DynamicsSettings) -> list[Training]:
 
 
 def checked(runs_: list[Training]) -> list[Training]:
-    """The same, the longer ones first. Raises BadInput for a rule or an argument that does not exist."""
+    """The same, the longer ones first. Raises BadInput for a rule that does not exist or does not run, and for an
+    argument that does not exist."""
     for training in runs_:
-        _ = training.rule, training.own
+        try:
+            _ = training.own
+            try_out(training.rule)
+        except BadInput as error:
+            raise BadInput(f"{training.name}: {error}" if training.name else str(error)) from None
     return sorted(runs_, key=lambda training: training.from_pairs)
 
 
@@ -141,9 +146,14 @@ def objective_of(p: DynamicsSettings) -> worlds.Objective | None:
 
 
 def held_out_prompts(p: DynamicsSettings, which: range | None = None) -> list[list[dict]]:
-    """Of test pairs, so of prompts never trained on; by default those that D' answers, the same for every run."""
+    """Of test pairs, so of prompts never trained on; by default those that D' answers, the same for every run. No
+    prompt comes twice. Raises BadInput where there are not so many."""
     which = which or range(p.finals)
-    return loaded_pairs(p, *_final_source(p), 0).test["prompt"][which.start : which.stop]
+    source, objective = _final_source(p)
+    different = {json.dumps(prompt): prompt for prompt in loaded_pairs(p, source, objective, 0).test["prompt"]}
+    if len(different) < which.stop:
+        raise BadInput(f"{source}, {objective}: {len(different)} held-out prompts, expected at least {which.stop}")
+    return list(different.values())[which.start : which.stop]
 
 
 def _final_source(p: DynamicsSettings) -> tuple[str, str]:
@@ -307,7 +317,8 @@ def training_key(p: DynamicsSettings, training: Training) -> dict:
     if training.variant and training.variant.rule != "plain":
         key |= {"rule": rule_key(training.variant.rule, training._rules_arguments, training.variant.until)}
     if training.from_pairs:
-        return key | {"dpo": asdict(dpo_settings(p, training)), "own": training.weighting.keywords}
+        key |= {"dpo": asdict(dpo_settings(p, training)), "own": training.weighting.keywords}
+        return key | {"answers": p.max_new_tokens} if training.variant and training.variant.live_every else key
     reward = reward_key(p, _reward_kind(p, training))
     return key | {"ppo": asdict(ppo_settings(p, training)), "own_value_trunk": p.own_value_trunk, "reward": reward}
 

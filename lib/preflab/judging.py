@@ -46,26 +46,22 @@ def distinct(texts: list[str], n: int) -> float:
 def export_for_alpaca_eval(
     p: DynamicsSettings, trainings: Mapping[str, Training], instructions: list[dict], folder: Path
 ) -> list[str]:
-    """NAME/model_outputs.json below `folder`: greedy answers of each run's final policy, and of the SFT model, the
+    """NN_NAME/model_outputs.json below `folder`: greedy answers of each run's final policy, and of the SFT model, the
     baseline, in AlpacaEval's format. Returns the commands that judge them, to be run in `folder`.
 
     `instructions` are rows with an `instruction`, whose other keys but `output` and `generator` are kept. AlpacaEval
     and its judge's account are not part of this project.
     """
     commands = []
-    for name, training in {"SFT": None, **trainings}.items():
-        path = folder / _plain(name) / "model_outputs.json"
-        path.parent.mkdir(parents=True)
+    for number, (name, training) in enumerate({"SFT": None, **trainings}.items()):
+        own = f"{number:02d}_" + re.sub(r"\W+", "_", name)  # no shell minds it, and no two are the same
+        path = folder / own / "model_outputs.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(_outputs(p, training, instructions, name), indent=1))
         if training:
-            outputs = f"--model_outputs {_plain(name)}/model_outputs.json --reference_outputs SFT/model_outputs.json"
-            commands.append(f"alpaca_eval {outputs} --annotators_config {ANNOTATOR} --output_path {_plain(name)}")
+            outputs = f"--model_outputs {own}/model_outputs.json --reference_outputs 00_SFT/model_outputs.json"
+            commands.append(f"alpaca_eval {outputs} --annotators_config {ANNOTATOR} --output_path {own}")
     return commands
-
-
-def _plain(name: str) -> str:
-    """A folder's name that no shell minds."""
-    return re.sub(r"\W+", "_", name)
 
 
 def _outputs(p: DynamicsSettings, training: Training | None, instructions: list[dict], generator: str) -> list[dict]:

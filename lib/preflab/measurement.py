@@ -20,10 +20,11 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from preflab import alignment, dynamics, runs
-from preflab.bases import base_model, base_tokenizer, encoded
+from preflab.bases import base_model, base_tokenizer, data_key, encoded
 from preflab.dynamics import Training
 from preflab.generation import Sample
 from preflab.likelihood import PairLogProbs, collate, collate_responses, pair_log_probs, token_log_probs
+from preflab.models import precise
 from preflab.parameters import DynamicsSettings
 from preflab.training.ppo import Batch, Values, collect, kl_in_loss, rows_of
 from preflab.weightings import Weights, sign_components
@@ -36,7 +37,7 @@ PARTS = (*COMPONENTS, "trained")  # what the run's rule makes of the whole; the 
 class Measured:
     """G of one run at S steps, in nats per unit of step size. Component axes are in the order of PARTS.
 
-    Log-probs are summed over a response, of n held-out (or n of the probe's training) pairs: (S, 2 sides, n).
+    Log-probs are summed over a response, of n held-out pairs: (S, 2 sides, n).
     """
 
     steps: np.ndarray  # (S,) updates so far
@@ -53,7 +54,6 @@ class Measured:
     step_cosine: np.ndarray  # (S,) of that step and descent on the probe's loss
     tokens: list[list[dict]]  # a step: rows shown token by token
     held_out: np.ndarray
-    train: np.ndarray
 
     @property
     def g(self) -> np.ndarray:
@@ -83,7 +83,7 @@ class Probe:
     def pieces(self, size: int, keep: torch.Tensor | None = None) -> Iterator[tuple[Batch, torch.Tensor]]:
         """(batch, c) in chunks of rows, of the rows to keep."""
         rows = torch.arange(len(self.c), device=self.c.device) if keep is None else keep.nonzero().squeeze(1)
-        for some in rows.split(size):
+        for some in rows.split(size) if len(rows) else ():
             yield rows_of(self.batch, some), self.c[some]
 
     def half(self, which: int) -> tuple[torch.Tensor, int]:
@@ -100,6 +100,36 @@ def measure(p: DynamicsSettings, training: Training) -> Path:
 
 def is_measured(p: DynamicsSettings, training: Training) -> bool:
     return runs.cache().folder("alignment", _key(p, training)).exists()
+
+
+def examine(p: DynamicsSettings, training: Training) -> None:
+    """`measure`, and what `load_learnt` needs (unless cached)."""
+    measure(p, training)
+    load_learnt(p, training)
+
+
+def is_examined(p: DynamicsSettings, training: Training) -> bool:
+    return is_measured(p, training) and runs.cache().folder("learnt", _learnt_key(p, training)).exists()
+
+
+def load_learnt(p: DynamicsSettings, training: Training) -> np.ndarray:
+    """Change of the log-probs of *all* of a run's training pairs since the SFT model, at its end: (2 sides, n)."""
+    entry = runs.cache().entry("learnt", _learnt_key(p, training), lambda folder: _build_learnt(p, training, folder))
+    return load_file(entry / "change.safetensors")["change"].numpy()
+
+
+def _learnt_key(p: DynamicsSettings, training: Training) -> dict:
+    pairs = [data_key(p, p.source, p.objective, training.seed), p.train_pairs, p.test_pairs, p.context]
+    return {"of": dynamics.training_key(p, training), "pairs": pairs}
+
+
+def _build_learnt(p: DynamicsSettings, training: Training, folder: Path) -> None:
+    rows, pad = encoded(p, dynamics.pairs_of(p, training.seed).train), base_tokenizer(p).pad_token_id
+    before = pair_log_probs(base_model(p), rows, pad, p.measure_batch)
+    with dynamics.final_model(p, training) as policy:
+        after = pair_log_probs(policy, rows, pad, p.measure_batch)
+    change = torch.stack([after.chosen - before.chosen, after.rejected - before.rejected])
+    save_file({"change": change}, folder / "change.safetensors")
 
 
 def _key(p: DynamicsSettings, training: Training) -> dict:
@@ -182,7 +212,6 @@ class _Meter:
             f"{number}.contributions": torch.stack([_contributions(probe, half) for half in s]).float().cpu(),
             f"{number}.weights": probe.weight.float().cpu(),
             f"{number}.held_out": self._log_probs(policy, self.test_rows),
-            f"{number}.train": self._log_probs(policy, self.train_rows),
         }
         if probe.margins is not None:
             self.arrays[f"{number}.margins"] = probe.margins.float().cpu()
@@ -202,7 +231,8 @@ class _Meter:
 
     def _after_update(self, policy: PreTrainedModel, parameters) -> None:
         """The optimiser's own step: what v predicts of it and what it did to the NLL of D'."""
-        moved = {n: parameter.detach().double() - self.before["parameters"][n] for n, parameter in parameters.items()}
+        before = self.before["parameters"]
+        moved = {n: precise(parameter.detach()) - precise(before[n]) for n, parameter in parameters.items()}
         nll = alignment.mean_nll(policy, [b for half in self.finals for b in half], self.p.nll)
         self.records[-1] |= {
             "predicted": alignment.dot(self.before["v"], moved),
@@ -242,9 +272,13 @@ class _Meter:
             [self.training.seed, step, 1],  # not the samples that training draws
             Accelerator(),
         )
-        c = rollout.advantages + kl_in_loss(rollout.log_probs, rollout.reference_log_probs, rollout.mask, settings)
-        weights = Weights.of_tokens(c, rollout.mask, progress, log["live"])
-        return Probe(rollout.batch, c, self._parts(weights), weights.weight[weights.held], len(c))
+        kl = kl_in_loss(rollout.log_probs, rollout.reference_log_probs, rollout.mask, settings)
+        whole, of_rewards = (
+            Weights.of_tokens(c, rollout.mask, progress, log["live"])
+            for c in (rollout.advantages + kl, rollout.advantages)
+        )
+        parts = self._parts(whole) | {"trained": self.training.rule(of_rewards) + kl}  # no rule touches the KL
+        return Probe(rollout.batch, whole.c, parts, whole.weight[whole.held], len(whole.c))
 
     def _parts(self, weights: Weights) -> dict[str, torch.Tensor]:
         thirds = {name: weights.tertile(name) for name in ("bottom", "middle", "top")}
@@ -291,7 +325,7 @@ def _both_sides(log_probs: PairLogProbs) -> torch.Tensor:
 
 def _contributions(probe: Probe, s: torch.Tensor) -> torch.Tensor:
     """(PARTS, n), in float64."""
-    per_row = torch.stack([-(probe.parts[k].double() * s.double()).sum(1) for k in PARTS])
+    per_row = torch.stack([-(precise(probe.parts[k]) * precise(s)).sum(1) for k in PARTS])
     return per_row.view(len(PARTS), -1, probe.n).sum(1)
 
 
@@ -320,5 +354,4 @@ def load_measured(p: DynamicsSettings, training: Training) -> Measured:
         step_cosine=column("step_cosine"),
         tokens=[record["tokens"] for record in records],
         held_out=np.array(kept("held_out")),
-        train=np.array(kept("train")),
     )

@@ -73,6 +73,11 @@ def resolve_dtype(dtype: str) -> torch.dtype:
     return getattr(torch, dtype)
 
 
+def precise(tensor: torch.Tensor) -> torch.Tensor:
+    """In float64, on the CPU where the tensor's device (MPS) has none."""
+    return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
+
+
 # --- attention ----------------------------------------------------------------------------------
 
 ATTENTION = "exact"  # the name under which transformers knows the function below

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from typing_extensions import TypedDict  # pydantic asks for this one before Python 3.12
 
 from preflab.errors import BadInput
 
@@ -24,9 +25,32 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
 SOURCE = r"^(world|hub|files):."
 Source = Annotated[str, Field(pattern=SOURCE)]
 RewardKind = Literal["model", "oracle", "correct"]
-Arguments = dict[str, int | float | str]
 PAIR_METHODS = ("dpo", "dpo_sft", "conservative_dpo", "ipo", "simpo")  # learn from pairs
 SAMPLE_METHODS = ("ppo", "grpo", "rloo")  # learn from their own samples
+
+
+class Arguments(TypedDict, total=False):
+    """Of rules and of methods. Those of a reader's own rules may be any; `rules.try_out` tries them."""
+
+    __pydantic_config__ = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
+
+    beta: Positive
+    sft: Annotated[float, Field(ge=0)]
+    smoothing: Annotated[float, Field(ge=0, lt=0.5)]
+    margin: Annotated[float, Field(ge=0)]
+    kl_coefficient: Annotated[float, Field(ge=0)]
+    clip: Annotated[float, Field(gt=0, lt=1)]
+    gae_lambda: Annotated[float, Field(ge=0, le=1)]
+    group_size: Annotated[int, Field(ge=2)]
+    which: Literal["bottom", "middle", "top"]
+    at: Annotated[float, Field(gt=0, lt=1)]
+    start: Annotated[float, Field(ge=0, le=1)]
+    end: Annotated[float, Field(ge=0, le=1)]
+    total: Positive
+    shape: Literal["linear", "cosine", "step"]
+    gain: Annotated[float, Field(ge=-1, le=1)]
+    tau: Annotated[float, Field(ge=0)]
+    reading: Literal["keep_above", "keep_negative_above", "drop_above"]
 
 
 class Parameters(BaseModel):
@@ -238,6 +262,11 @@ class VariantSettings(DynamicsSettings):
             )
         for name, variant in self.variants.items():
             self._check_reward(f"variants.{name}.reward", variant.reward)
+            size = variant.arguments.get("group_size", 2)
+            if variant.method in ("grpo", "rloo") and self.ppo_batch_size % size:
+                raise ValueError(
+                    f"variants.{name}: group_size={size}, expected a divisor of ppo_batch_size={self.ppo_batch_size}"
+                )
         return self
 
 
@@ -246,9 +275,12 @@ class AblationSettings(VariantSettings):
 
     @model_validator(mode="after")
     def _variants_possible(self) -> "AblationSettings":
-        for method in {variant.method for variant in self.variants.values()}:
-            if not any(v.method == method and v.rule == "plain" for v in self.variants.values()):
+        rows = list(self.variants.values())
+        for method in {row.method for row in rows}:
+            if sum(row.method == method and row.rule == "plain" for row in rows) != 1:
                 raise ValueError(f"variants: expected one of method {method!r} with rule 'plain' to compare with")
+        if all(row.rule == "plain" for row in rows):
+            raise ValueError("variants: expected one with another rule than 'plain'")
         return self
 
 
@@ -278,6 +310,8 @@ class CoordinationSettings(VariantSettings):
         sizes = {name: len(row.sweep) for name, row in self.variants.items()}
         if len(set(sizes.values())) > 1:
             raise ValueError(f"variants: sweeps of sizes {sizes}, expected one size: equal budgets")
+        if "SFT" in self.variants:
+            raise ValueError("variants.SFT: expected another name, this is the SFT model's")
         for name, row in self.variants.items():
             rival = self.variants.get(row.against) if row.against else None
             if row.against and (rival is None or rival.against):

@@ -59,7 +59,7 @@ def model_reward(model: PreTrainedModel, pad_token_id: int) -> Reward:
         for start in range(0, len(samples), SCORING_BATCH):
             batch = collate_responses(samples[start : start + SCORING_BATCH], pad_token_id, model.device)
             logits = model(batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
-            found.append(logits.squeeze(-1).double().cpu())
+            found.append(logits.squeeze(-1).cpu().double())
         return torch.cat(found)
 
     return score

@@ -122,6 +122,20 @@ def resolve_rule(name: str, arguments: dict, until: float) -> Rule:
     return lambda w: function(w, **arguments) if w.progress < until else w.c
 
 
+def try_out(rule: Rule) -> None:
+    """One pair, early and late in training. Raises BadInput where the rule fails, which its arguments may be why."""
+    c = torch.tensor([[0.5, 0.5], [-0.5, -0.5]])
+    for progress in (0.0, 0.9):
+        try:
+            made = rule(Weights(c, c[:1, 0], torch.ones(1, dtype=torch.bool), progress, live=(0.1, 0.3)))
+        except BadInput:
+            raise
+        except Exception as error:
+            raise BadInput(f"the rule fails on an example: {type(error).__name__}: {error}") from None
+        if made.shape != c.shape:
+            raise BadInput(f"the rule makes c {tuple(made.shape)} of c {tuple(c.shape)}, expected the same shape")
+
+
 def _is_rule(thing: object) -> bool:
     if not inspect.isfunction(thing):
         return False

@@ -122,6 +122,8 @@ def instructions(source: str, revision: str | None = None) -> list[dict]:
     except (OSError, huggingface_hub.errors.HfHubHTTPError):
         raise BadInput(f"{source}: alpaca_eval.json is out of reach; expected a network and a public repo") from None
     rows = read_rows(Path(path).expanduser())
+    if not rows:
+        raise BadInput(f"{path}: no rows, expected AlpacaEval's prompts")
     for n, row in enumerate(rows, 1):
         if not isinstance(row.get("instruction"), str):
             raise BadInput(f"{path}: row {n}: key 'instruction' expected text")

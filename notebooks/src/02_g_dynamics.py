@@ -144,6 +144,7 @@ pd.Series(runs.versions() | {"device": runs.device_name(P.device), "seeds": P.se
 
 # %%
 base, tokenizer = bases.base_model(P), bases.base_tokenizer(P)
+asked = dynamics.held_out_prompts(P)  # so many must be there, before anything else trains
 print(f"{base.config.model_type}, {base.num_parameters():,} parameters, {len(tokenizer):,} tokens")
 reward = dynamics.reward_of(P)
 margins = dynamics.reward_margins(P)
@@ -246,7 +247,6 @@ def stacked(method, values_of):
 
 # %%
 before = dynamics.load_answers(P, None)
-asked = dynamics.held_out_prompts(P)
 
 
 def well_formed(texts):

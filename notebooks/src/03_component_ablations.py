@@ -1,8 +1,8 @@
 # %% [markdown]
 # # 03 · What does each component do? Take it away
 #
-# Notebook 02 splits an update into positive learning, negative learning and their reweighting, and asks where each part
-# pulls. This one takes parts away, for all of training or its first share, and asks what is lost: section 4 of
+# Notebook 02 splits an update into positive learning (tokens with a weight $c > 0$), negative learning ($c < 0$) and their reweighting ($|c|$, DPO's
+# $w$), and asks where each part pulls: $G > 0$ is towards $D'$, the responses of the final policy. This one takes parts away, for all of training or its first share, and asks what is lost: section 4 of
 # [*What Is Preference Optimization Doing, How and Why?*](https://arxiv.org/abs/2512.00778).
 #
 # **Claims tested** (directions only; the paper's win rates are not available to us):
@@ -16,7 +16,7 @@
 # What is the paper's: the components, and negative learning switched off for the first part of DPO's training (its first
 # 3000 steps; here a share). What is ours: every other row, the shares, the world, the model, the judge (the world's
 # oracle; the paper asks GPT-4), intervals over prompts and seeds, and the rules of the verdicts. The hard switch from
-# positive to negative learning is a reviewer's request.
+# positive to negative learning (in the `full` run) is what a reviewer of the paper asked for.
 
 # %% tags=["parameters"]
 profile: str = "default"  # results go to results/PROFILE/NAME/
@@ -164,12 +164,13 @@ for name_, rule in {
 
 # %%
 base = bases.base_model(P)
+prompts = dynamics.held_out_prompts(P)  # so many must be there, before anything else trains
 reward = dynamics.prepare_reward(P)
 runs.parallel(
-    partial(measurement.measure, P),
+    partial(measurement.examine, P),
     {"trained and measured": jobs},
     P.workers,
-    ready=partial(measurement.is_measured, P),
+    ready=partial(measurement.is_examined, P),
 )
 by_name = {name_: [job for job in jobs if job.name == name_] for name_ in P.variants}
 measured = {name_: [measurement.load_measured(P, job) for job in some] for name_, some in by_name.items()}
@@ -182,8 +183,8 @@ families = {job.method: "dpo" if job.from_pairs else "ppo" for job in jobs}
 # ## What is lost
 #
 # The judge is the world's oracle (for files, the reward model). A win is a higher score on the same prompt, a tie counts
-# half; intervals are over prompts and seeds. `gap` is the accuracy of DPO margins on training pairs less that on held-out
-# pairs; `chosen` and `rejected` are the changes of held-out log-probs since the SFT model: where both fall, likelihood is
+# half; intervals are over prompts and seeds, of a win rate less one half. `gap` is the accuracy of DPO margins on all of a run's training pairs
+# less that on held-out pairs; `chosen` and `rejected` are the changes of held-out log-probs since the SFT model: where both fall, likelihood is
 # displaced.
 
 
@@ -199,10 +200,9 @@ rows = {}
 for name_, variant in P.variants.items():
     plain = plain_of[variant.method]
     moved = np.mean([x.held_out[-1] - x.held_out[0] for x in measured[name_]], axis=(0, 2))  # chosen, rejected
-    accuracy[name_] = [
-        np.array([np.mean((kept[-1] - kept[0])[0] > (kept[-1] - kept[0])[1]) for kept in pairs])
-        for pairs in ([x.train for x in measured[name_]], [x.held_out for x in measured[name_]])
-    ]
+    on_train = [measurement.load_learnt(P, job) for job in by_name[name_]]
+    on_held_out = [x.held_out[-1] - x.held_out[0] for x in measured[name_]]
+    accuracy[name_] = [np.array([np.mean(up > down) for up, down in some]) for some in (on_train, on_held_out)]
     rows[name_] = {
         "score": scores[False][name_].mean(),
         "greedy, against SFT − ½": win_change(judging.wins(scores[True][name_], score_before[True])),
@@ -234,9 +234,9 @@ label = "win rate against the plain method − ½, 95 % interval over prompts an
 run.figure("forest", plots.forest(lines, label))
 
 # %% [markdown]
-# **Read it.** Greedy answers in so small a world hardly vary: one habit, such as a closing wish, can decide every prompt at
-# once, so greedy win rates run to 0, ½ or 1, and a variant may lose nearly every prompt by next to nothing. Sampled answers
-# and the mean `score` say by how much. Where the KL explodes, the language is broken.
+# **Read it.** Greedy answers in so small a world hardly vary: one habit, such as a closing wish, can decide nearly every prompt at
+# once, so the longer training is, the more greedy win rates run to their ends, and a variant may lose prompt after prompt by next to nothing. Sampled
+# answers and the mean `score` say by how much. Where the KL explodes, as it does for some variants of the `full` run, the language is broken.
 #
 # ## G without the part
 #
@@ -276,7 +276,6 @@ run.figure("gap", plots.gaps({name_: tuple(both) for name_, both in accuracy.ite
 
 # %%
 if P.show_texts:
-    prompts = dynamics.held_out_prompts(P)
     for i in range(2):
         print(prompts[i][-1]["content"])
         for name_, some in {"SFT": [before], **answers}.items():
@@ -334,8 +333,8 @@ print("results in", "/".join(folder.parts[-3:]))
 #        return w.c * (held & (held.cumsum(1) == 1))
 #    ```
 #
-#    and a row `"DPO, first token": {"method": "dpo", "rule": "first_token_only"}` in `variants`. Nothing that is trained already
-#    trains again.
-# 2. At which `until` does DPO without negative learning stop to recover?
+#    and a row `"DPO, first token": {"method": "dpo", "rule": "first_token_only"}` in `variants` of the parameters cell, or of a copy of
+#    `params/default/03_component_ablations.yaml`. Restart the kernel and run all cells: nothing that is trained already trains again.
+# 2. Up to which `until` does DPO without negative learning recover?
 # 3. Which variants win more greedy than sampled? What does their entropy say?
 # 4. Set `reward` to `"oracle"`. Is the harm of PPO's ablations in the reward model?

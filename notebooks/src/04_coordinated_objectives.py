@@ -209,6 +209,8 @@ for method in ("grpo", "rloo"):
 
 # %%
 base = bases.base_model(P)
+which = selection.report_prompts(P)
+prompts = dynamics.held_out_prompts(P, which)  # so many must be there, before anything else trains
 for kind in sorted({v.reward or P.reward for v in P.variants.values()} | {P.reward}):
     dynamics.prepare_reward(P, kind)
 
@@ -229,7 +231,6 @@ runs.parallel(
 )
 tried = selection.candidates(P)
 jobs = selection.chosen(P, tried)
-which = selection.report_prompts(P)
 before = dynamics.load_answers(P, None, which)
 answers = {name_: [dynamics.load_answers(P, job, which) for job in some] for name_, some in jobs.items()}
 measured = {name_: [measurement.load_measured(P, job) for job in some] for name_, some in jobs.items()}
@@ -267,7 +268,7 @@ def scored(some, greedy):
 
 
 def right(a):
-    return rewards.correct(dynamics.held_out_prompts(P, which), a.sampled_texts).mean()
+    return rewards.correct(prompts, a.sampled_texts).mean()
 
 
 rivals = {name_: row.against for name_, row in P.variants.items() if row.against}
@@ -378,7 +379,7 @@ run.figure("verified", plots.parts({name_: courses[name_] for name_ in verified}
 # %%
 shares = {name_: rows[name_]["right tool"] for name_ in verified}
 if verified:
-    shares["SFT"] = rewards.correct(dynamics.held_out_prompts(P, which), before.sampled_texts).mean()
+    shares["SFT"] = rewards.correct(prompts, before.sampled_texts).mean()
 pd.Series(shares, name="share of sampled answers with the right tool", dtype=float).round(2).to_frame()
 
 # %% [markdown]
@@ -398,7 +399,6 @@ pd.Series({pair: str(interval) for pair, interval in versus.items()}, name="win 
 
 # %%
 if P.show_texts:
-    prompts = dynamics.held_out_prompts(P, which)
     for i in range(2):
         print(prompts[i][-1]["content"])
         for name_, some in {"SFT": [before], **answers}.items():

@@ -48,7 +48,7 @@ def early_negative_learning_matters(row: Ablation | None) -> Claim:
     change = win_change(row.wins) if row else nothing()
     return Claim(
         "D7",
-        "Without negative learning early, DPO performs worse: it regularises.",
+        "Without negative learning early, DPO performs worse: negative learning regularises.",
         f"Win rate against plain DPO less one half. Reproduced: interval below 0; not reproduced: above −{POINTS}.",
         change.value,
         (change.low, change.high),
@@ -61,8 +61,8 @@ def weight_regularises(row: Ablation | None, plain_gap: np.ndarray) -> Claim:
     return Claim(
         "D8",
         "DPO's weight is a regulariser: without it the gap between training and held-out pairs widens.",
-        "Change of that gap in accuracy of DPO margins, weights made equal, interval over seeds. Reproduced: above 0; "
-        f"not reproduced: below {POINTS}.",
+        "Change of that gap in accuracy of DPO margins (all training pairs), weights made equal, interval over seeds. "
+        f"Reproduced: above 0; not reproduced: below {POINTS}.",
         change.value,
         (change.low, change.high),
         decide(change.low > 0, change.high < POINTS),

@@ -31,6 +31,7 @@ from preflab.errors import BadInput
 from preflab.generation import Sample, sample
 from preflab.likelihood import collate_responses, completion_entropy, completion_log_probs
 from preflab.live import Live, smoothed
+from preflab.models import precise
 from preflab.rewards import Reward
 from preflab.rules import Rule, plain
 from preflab.training.checkpoints import load_checkpoint, save_checkpoint
@@ -340,7 +341,7 @@ def train_ppo(
             on_update(update)
         seconds = sampled - began, time.perf_counter() - sampled
         everyone = [prompt for prompt in asked for _ in range(settings.group_size)]
-        judged = float(judge(everyone, rollout.samples).double().mean()) if judge else math.nan
+        judged = float(precise(judge(everyone, rollout.samples)).mean()) if judge else math.nan
         history.append(_log(rollout, totals, judged, now.kl_coefficient, seen, seconds))
         now = replace(now, kl_coefficient=adapted(now, history[-1].kl))
         on_step(step + 1, settings.iterations, history[-1])
@@ -436,16 +437,16 @@ def clipped_value_loss(
 
 def _log(rollout: Rollout, totals: list[dict], judged: float, kl_coefficient: float, live, seconds) -> IterationLog:
     mask, n = rollout.mask.bool(), len(rollout.samples)
-    returns, v = rollout.returns[mask].double(), rollout.values[mask].double()
+    returns, v = precise(rollout.returns[mask]), precise(rollout.values[mask])
     mean = {name: float(np.mean([t[name] for t in totals])) for name in totals[0]}
     return IterationLog(
-        score=float(rollout.scores.double().mean()),
+        score=float(precise(rollout.scores).mean()),
         oracle=judged,
-        kl=float(rollout.kl.double().mean()),
+        kl=float(precise(rollout.kl).mean()),
         kl_coefficient=kl_coefficient,
-        entropy=float(rollout.entropy[mask].double().mean()),
+        entropy=float(precise(rollout.entropy[mask]).mean()),
         length=float(mask.sum() / n),
-        finished=float(rollout.finished.double().mean()),
+        finished=float(precise(rollout.finished).mean()),
         distinct=len({tuple(response) for _, response in rollout.samples}) / n,
         first_ratio=totals[0]["ratio"],
         clip_share=mean["clip_share"],
