@@ -97,10 +97,10 @@ def test_s2_is_relative_to_the_gain_and_needs_three_known_compatibilities(cell, 
         (0.0, 3.0, INCONCLUSIVE),
     ],
 )
-def test_s3_depends_on_order(gap, noise, expected, cell, rng):
+def test_s3_depends_on_order(gap, noise, expected, cell):
     cells = [cell(-0.2, setting=s, first=f, second=g, noise=noise) for s in "xy" for f, g in ("ab", "ba")]
     cells[3] = cell(-0.2 - gap, setting="y", first="b", second="a", noise=noise)
-    claim = depends_on_order(cells, rng, RESAMPLES)
+    claim = depends_on_order(cells)
     assert claim.verdict == expected
     if noise < 1:
         assert claim.value == pytest.approx(gap, abs=0.05)
@@ -142,17 +142,17 @@ TOP = (WORTH > 0.5).astype(float)
     ],
 )
 def test_s5_high_confidence_pairs(changes, rose, expected, cell):
-    claim = high_confidence_pairs([cell(c) for c in changes], np.random.default_rng(1), RESAMPLES)
+    claim = high_confidence_pairs([cell(c) for c in changes])
     assert (claim.verdict, claim.value) == (expected, rose)
 
 
 def test_s5_needs_two_seeds_and_is_not_fooled_by_regression_to_the_mean(cell, rng):
     cells = [cell(c, seeds=1) for c in (0.5 * TOP, -0.5 * TOP)]
-    assert high_confidence_pairs(cells, rng, RESAMPLES).verdict == INCONCLUSIVE
+    assert high_confidence_pairs(cells).verdict == INCONCLUSIVE
     noise = rng.normal(size=(4, SEEDS, PAIRS))
     noisy = [Cell("s", "a", "b", np.zeros((SEEDS, PAIRS)), 1 + noise[i], 1 + noise[i + 1]) for i in (0, 2)]
     own = [(c.change * (c.stage1 > 1.7)).sum() / (c.stage1 > 1.7).sum() for c in noisy]
-    assert max(own) < -1 and high_confidence_pairs(noisy, rng, RESAMPLES).verdict == INCONCLUSIVE
+    assert max(own) < -1 and high_confidence_pairs(noisy).verdict == INCONCLUSIVE
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,7 @@ def test_all_six_from_measurements(cell, rng):
         cell(0.5, "compatible", "one", "two", compatibility=0.7),
         cell(0.6, "compatible", "two", "one", compatibility=0.7),
     ]
-    outcomes = {c.name: outcome(c.base, c.stage1, c.stage2, rng, RESAMPLES) for c in cells}
+    outcomes = {c.name: outcome(c.base, c.stage1, c.stage2) for c in cells}
     assert next(iter(outcomes)) == "conflict: helpful → harmless"
     claims = sequential_claims(cells, outcomes, rng, RESAMPLES)
     assert [c.id for c in claims] == ["S1", "S2", "S3", "S4", "S5", "S6"]

@@ -69,7 +69,7 @@ lora_dropout: float = 0.0  # choice
 stage2_reference: str = "base"  # or stage1: what DPO's Stage 2 is trained against
 checkpoint_every: int = 200  # updates between resumable checkpoints within a stage
 
-resamples: int = 1000  # bootstrap
+resamples: int = 1000  # draws behind the intervals of S2 and S4
 show_texts: bool = True  # print example prompts and responses; off for data that is not fit to print
 
 # %%
@@ -99,7 +99,7 @@ runs.prepare()
 figures.theme()
 pd.options.display.max_colwidth = None
 run = runs.Run(P)
-rng = np.random.default_rng(0)  # of the bootstrap
+rng = np.random.default_rng(0)  # of intervals that are drawn
 all_settings = sequential.settings_of(P)
 pd.Series(runs.versions() | {"device": runs.device_name(P.device), "seeds": P.seeds}, name="version").to_frame()
 
@@ -233,11 +233,7 @@ table.set_index(["sequence", "measured on"]).round(2)
 
 
 # %%
-def interval(array):
-    return evaluation.bootstrap(np.mean, array, rng=rng, resamples=P.resamples)
-
-
-paths = {s.name: {o: [interval(m) for m in s.policy_margins[o]] for o in s.path} for s in sequences}
+paths = {s.name: {o: [evaluation.mean_interval(m) for m in s.policy_margins[o]] for o in s.path} for s in sequences}
 run.figure("margin_paths", plots.margin_paths({n.replace(": ", "\n"): v for n, v in paths.items()}))
 # %% [markdown]
 # **Read it.** Each panel follows both objectives from the base model over Stage 1 to Stage 2. The circles were trained
@@ -252,7 +248,7 @@ run.figure("margin_paths", plots.margin_paths({n.replace(": ", "\n"): v for n, v
 # **inconclusive**; **not learned** if $g$ is not above zero.
 
 # %%
-outcomes = {s.name: evaluation.outcome(*s.policy_margins[s.path[0]], rng=rng, resamples=P.resamples) for s in sequences}
+outcomes = {s.name: evaluation.outcome(*s.policy_margins[s.path[0]]) for s in sequences}
 pd.DataFrame(
     {
         n: {
@@ -297,17 +293,13 @@ run.figure("transitions", plots.transition_bars(tables))
 
 
 # %%
-def quartile_intervals(change, score):
-    return evaluation.bootstrap_each(evaluation.quartile_means, change, score, rng=rng, resamples=P.resamples // 2)
-
-
 quartile_curves = {}
 for s in sequences:
     stage1 = s.policy_margins[s.path[0]][1]
     scores = {"own": stage1}
     if len(P.seeds) > 1:
         scores["independent"] = evaluation.independent_score(stage1)
-    quartile_curves[s.name] = {k: quartile_intervals(changes[s.name], score) for k, score in scores.items()}
+    quartile_curves[s.name] = {k: evaluation.quartile_changes(changes[s.name], score) for k, score in scores.items()}
 run.figure("quartiles", plots.quartile_changes({n.replace(": ", "\n"): v for n, v in quartile_curves.items()}))
 
 # %% [markdown]

@@ -131,7 +131,6 @@ runs.prepare()
 figures.theme()
 pd.options.display.max_colwidth = None
 run = runs.Run(P)
-rng = np.random.default_rng(0)  # of the bootstrap
 jobs = dynamics.trainings(P)
 pd.Series(runs.versions() | {"device": runs.device_name(P.device), "seeds": P.seeds}, name="version").to_frame()
 
@@ -241,7 +240,7 @@ def stacked(method, values_of):
 # %% [markdown]
 # ### Did they learn?
 #
-# Sampled responses to held-out prompts, before and after; the oracle's utility, paired by prompt, with a bootstrap
+# Sampled responses to held-out prompts, before and after; the oracle's utility, paired by prompt, with an
 # interval over prompts. Collapse would show: few different responses, a high KL, faults. `D'` is decoded as the parameter
 # says (greedy here): how many of its responses the oracle can read, and how many came to an end.
 
@@ -271,7 +270,7 @@ if spec:
     utility_before = rewards.utilities(spec, asked, before.sampled_texts)
     for name_, after in answers.items():
         gain = rewards.utilities(spec, asked, after.sampled_texts) - utility_before
-        outcomes[name_] = evaluation.bootstrap(np.mean, gain[None], rng=rng)
+        outcomes[name_] = evaluation.mean_interval(gain[None])
 table = pd.DataFrame({"SFT": spoken(before)} | {k: spoken(a) for k, a in answers.items()}).T
 table["gain in utility"] = pd.Series(outcomes, dtype=object)
 table["KL to SFT, nats"] = pd.Series({k: a.kl for k, a in answers.items()})
