@@ -106,6 +106,13 @@ def test_s3_depends_on_order(gap, noise, expected, cell):
         assert claim.value == pytest.approx(gap, abs=0.05)
 
 
+def test_s3_more_settings_ask_for_more(cell):
+    found = [cell(change, setting="x", first=f) for change, f in ((-0.2, "a"), (-0.7, "b"))]
+    others = [cell(-0.2, setting=f"y{i}", first=f) for i in range(20) for f in "ab"]
+    alone, among = (depends_on_order(cells).interval for cells in (found, [*found, *others]))
+    assert 1.3 * (alone[1] - alone[0]) < among[1] - among[0]
+
+
 @pytest.mark.parametrize(
     ("change", "noise", "seeds", "expected"),
     [

@@ -111,7 +111,7 @@ def mean_error(x: np.ndarray) -> tuple[float, float, float]:
 def mean_interval(x: np.ndarray, level: float = 0.95, bounds: tuple[float, float] = (-np.inf, np.inf)) -> Interval:
     """Student's interval of the mean of x, (seeds, pairs or prompts), for both (`mean_error`), cut at `bounds`.
 
-    Percentiles of a bootstrap over as few as five seeds would cover 85 % where they say 95 %.
+    Percentiles of a bootstrap over as few as five seeds would cover 83 % where they say 95 %.
     """
     mean, error, freedom = mean_error(x)
     half = student.ppf((1 + level) / 2, freedom) * error
