@@ -5,7 +5,8 @@ import pytest
 
 from preflab.claims import INCONCLUSIVE, NOT_REPRODUCED, REPRODUCED, win_change
 from preflab.claims.ablations import Ablation, ablation_claims
-from preflab.judging import distinct, wins
+from preflab.dynamics import Answers
+from preflab.judging import described, distinct, wins
 
 SEEDS, PROMPTS = 5, 300
 
@@ -21,6 +22,17 @@ def test_distinct_is_the_share_of_different_ngrams():
     assert distinct(texts, 1) == pytest.approx(3 / 7)
     assert distinct(texts, 2) == pytest.approx(3 / 5)
     assert distinct([""], 2) == 0
+
+
+def test_answers_described_by_hand():
+    def answers(texts, lengths, log_probs, reference):
+        samples = [([1], list(range(n))) for n in lengths]
+        return Answers(samples, texts, samples, texts, np.array(log_probs), np.array(reference))
+
+    one = answers(["a b c", "a b c"], [3, 5], [-2.0, -4.0], [-3.0, -6.0])
+    other = answers(["a b", "c d"], [2, 2], [-1.0, -1.0], [-1.0, -1.0])
+    assert described([one]) == {"KL": 1.5, "entropy": 0.75, "unique": 0.5, "distinct-2": 0.5, "length": 4}
+    assert described([one, other]) == {"KL": 0.75, "entropy": 0.625, "unique": 0.75, "distinct-2": 0.75, "length": 3}
 
 
 @pytest.fixture

@@ -61,14 +61,17 @@ def run(
         list[str] | None, typer.Option("--parameter", "-p", help="key=value over the file's; repeatable.")
     ] = None,
 ) -> None:
-    """Execute one notebook with the parameters of params/PROFILE/NAME.yaml."""
+    """Execute one notebook with params/PROFILE/NAME.yaml."""
     folder = _run(name, profile, parameter or [])
     _print_claims([folder])
 
 
 @app.command()
 def reproduce(profile: Profile = "default") -> None:
-    """Execute every notebook of a profile whose results are not up to date; print the verdicts on all claims."""
+    """Execute a profile's notebooks that are not up to date.
+
+    Prints the verdicts on all claims.
+    """
     _print_claims([_run(name, profile, [], only_if_needed=True) for name in notebooks.find_parameters(profile)])
 
 
@@ -95,7 +98,7 @@ def pairs(
 
 @app.command()
 def publish(profile: Profile = "full") -> None:
-    """Copy figures and numbers of every run of a profile from results/ to figures/."""
+    """Copy a profile's figures and numbers to figures/."""
     root, names = paths.project_root(), notebooks.find_parameters(profile)
     for name in names:
         metrics = paths.results_root() / profile / name / "metrics.json"
@@ -113,7 +116,7 @@ def publish(profile: Profile = "full") -> None:
 
 @app.command()
 def render(name: Annotated[str, typer.Argument(help="A file of notebooks/src/, without .py.")]) -> None:
-    """Execute notebooks/src/NAME.py at its own defaults and write notebooks/NAME.ipynb with outputs."""
+    """Execute notebooks/src/NAME.py into notebooks/NAME.ipynb."""
     source = notebooks.find_notebook(name, "notebooks/src", "py")
     parameters = resolve(source, {}, str(source))
     notebook = _execute(jupytext.read(source), {}, parameters, f"preflab render {name}")
@@ -126,7 +129,10 @@ def render(name: Annotated[str, typer.Argument(help="A file of notebooks/src/, w
 
 @app.command()
 def clean_cache() -> None:
-    """Delete the cache of trained stages: it costs nothing but the time to train them again."""
+    """Delete the cache of trained stages.
+
+    It costs nothing but the time to train them again.
+    """
     from preflab.runs import cache  # imports torch
 
     cache().clear()

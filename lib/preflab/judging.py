@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +38,18 @@ def distinct(texts: list[str], n: int) -> float:
     """Share of different n-grams of words among all of them (distinct-n)."""
     grams = [tuple(words[i : i + n]) for words in map(str.split, texts) for i in range(len(words) - n + 1)]
     return len(set(grams)) / max(len(grams), 1)
+
+
+def described(answers: Sequence[Answers]) -> dict[str, float]:
+    """KL to the SFT model, nats a response; entropy, nats a token; diversity and length, tokens a response: of sampled
+    answers, the mean over runs."""
+    return {
+        "KL": float(np.mean([a.kl for a in answers])),
+        "entropy": float(np.mean([a.entropy for a in answers])),
+        "unique": float(np.mean([len(set(a.sampled_texts)) / len(a.sampled_texts) for a in answers])),
+        "distinct-2": float(np.mean([distinct(a.sampled_texts, 2) for a in answers])),
+        "length": float(np.mean([len(response) for a in answers for _, response in a.sampled])),
+    }
 
 
 # --- AlpacaEval ---------------------------------------------------------------------------------

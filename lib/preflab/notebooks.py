@@ -108,7 +108,7 @@ def _workspace(folder: Path) -> Iterator[Path]:
 
 def _kernel(folder: Path, environment: dict[str, str]) -> type[AsyncKernelManager]:
     """Kernels of this very interpreter, whatever kernelspecs are installed, with `environment` added."""
-    write_kernel_spec(folder / "python3", {"env": environment}, ["--log-level=ERROR"])
+    write_kernel_spec(folder / "python3", {"env": environment}, ["--log-level=CRITICAL"])
     specs = KernelSpecManager(kernel_dirs=[str(folder)])
 
     class Kernel(AsyncKernelManager):

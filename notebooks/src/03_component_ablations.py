@@ -208,18 +208,14 @@ for name_, variant in P.variants.items():
         "greedy, against SFT − ½": win_change(judging.wins(scores[True][name_], score_before[True])),
         "greedy, against plain − ½": win_change(judging.wins(scores[True][name_], scores[True][plain])),
         "sampled, against plain − ½": win_change(judging.wins(scores[False][name_], scores[False][plain])),
-        "KL": np.mean([a.kl for a in answers[name_]]),
-        "entropy": np.mean([a.entropy for a in answers[name_]]),
-        "unique": np.mean([len(set(a.sampled_texts)) / len(a.sampled_texts) for a in answers[name_]]),
-        "distinct-2": np.mean([judging.distinct(a.sampled_texts, 2) for a in answers[name_]]),
-        "length": np.mean([len(response) for a in answers[name_] for _, response in a.sampled]),
+        **judging.described(answers[name_]),
         "chosen": moved[0],
         "rejected": moved[1],
         "held-out accuracy": accuracy[name_][1].mean(),
         "gap": (accuracy[name_][0] - accuracy[name_][1]).mean(),
     }
-table = pd.DataFrame(rows).T
-table.iloc[:, :4].map(lambda x: x if isinstance(x, evaluation.Interval) else round(x, 2))
+table = pd.DataFrame({**rows, "SFT": {"score": score_before[False].mean(), **judging.described([before])}}).T
+table.iloc[:, :4].map(lambda x: x if isinstance(x, evaluation.Interval) else round(x, 2) if pd.notna(x) else "")
 
 # %%
 table.iloc[:, 4:].astype(float).round(2)

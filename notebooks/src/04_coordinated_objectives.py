@@ -267,8 +267,9 @@ def scored(some, greedy):
     return np.array([judging.judged(P, a, greedy, which) for a in some])
 
 
-def right(a):
-    return rewards.correct(prompts, a.sampled_texts).mean()
+def described(some):
+    right = [rewards.correct(prompts, a.sampled_texts) for a in some] if dynamics.objective_of(P) else None
+    return judging.described(some) | ({"right tool": np.mean(right)} if right else {})
 
 
 rivals = {name_: row.against for name_, row in P.variants.items() if row.against}
@@ -286,17 +287,12 @@ rows = {
         "against SFT − ½": win_change(against_sft[name_]),
         "against the rival − ½": gains[False].get(name_),
         "the same, greedy": gains[True].get(name_),
-        "KL": np.mean([a.kl for a in some]),
-        "entropy": np.mean([a.entropy for a in some]),
-        "unique": np.mean([len(set(a.sampled_texts)) / len(a.sampled_texts) for a in some]),
-        "distinct-2": np.mean([judging.distinct(a.sampled_texts, 2) for a in some]),
-        "length": np.mean([len(response) for a in some for _, response in a.sampled]),
+        **described(some),
     }
-    | ({"right tool": np.mean([right(a) for a in some])} if dynamics.objective_of(P) else {})
     for name_, some in answers.items()
 }
-table = pd.DataFrame(rows).T
-table.iloc[:, :4].map(lambda x: "" if x is None else x if isinstance(x, evaluation.Interval) else round(x, 2))
+table = pd.DataFrame({**rows, "SFT": {"score": score_before[False].mean(), **described([before])}}).T
+table.iloc[:, :4].map(lambda x: x if isinstance(x, evaluation.Interval) else round(x, 2) if pd.notna(x) else "")
 
 # %%
 table.iloc[:, 4:].astype(float).round(2)
@@ -370,17 +366,14 @@ run.figure("schedules", plots.schedules({name_: courses[name_] for name_ in sche
 # %% [markdown]
 # ## The same lens on rewards that can be verified
 #
-# $G$ of methods that are rewarded for a correct answer.
+# $G$ of methods that are rewarded for a correct answer, and the share of sampled answers that name the right tool and no wrong one.
 
 # %%
 verified = [name_ for name_, row in P.variants.items() if row.reward == "correct"]
 run.figure("verified", plots.parts({name_: courses[name_] for name_ in verified})) if verified else None
 
 # %%
-shares = {name_: rows[name_]["right tool"] for name_ in verified}
-if verified:
-    shares["SFT"] = rewards.correct(prompts, before.sampled_texts).mean()
-pd.Series(shares, name="share of sampled answers with the right tool", dtype=float).round(2).to_frame()
+table.loc[[*verified, "SFT"], ["right tool"]].astype(float).round(2) if verified else None
 
 # %% [markdown]
 # ## Adaptive against static, at equal compute
