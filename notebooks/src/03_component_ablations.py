@@ -232,7 +232,7 @@ run.figure("forest", plots.forest(lines, label))
 # %% [markdown]
 # **Read it.** Greedy answers in so small a world hardly vary: one habit, such as a closing wish, can decide nearly every prompt at
 # once, so the longer training is, the more greedy win rates run to their ends, and a variant may lose prompt after prompt by next to nothing. Sampled
-# answers and the mean `score` say by how much. Where the KL explodes, as it does for some variants of the `full` run, the language is broken.
+# answers and the mean `score` say by how much. Two seeds, as here, leave most intervals as wide as can be; the `full` run has five. Where the KL explodes, as it does for some variants of the `full` run, the language is broken.
 #
 # ## G without the part
 #

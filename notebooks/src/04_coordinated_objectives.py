@@ -259,7 +259,7 @@ pd.DataFrame(
 # The judge is the world's oracle (for files, the reward model). A win is a higher score on the same prompt, a tie counts half; against SFT, and
 # against the rival with the same seed. Verdicts are of **sampled** answers: greedy ones hardly vary in so small a world (notebook 03). Intervals are
 # over prompts and seeds; those of win rates against the rival, less one half, are corrected for the number of comparisons here. (Each claim below is
-# corrected for its own, which are fewer.)
+# corrected for its own, which are fewer.) With two seeds, as here, many of them say next to nothing; the `full` run has five.
 
 
 # %%
