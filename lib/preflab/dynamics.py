@@ -79,6 +79,11 @@ class Training:
         return self.method in PAIR_METHODS
 
     @property
+    def family(self) -> str:
+        """dpo, what learns from pairs, or ppo, what learns from its own samples."""
+        return "dpo" if self.from_pairs else "ppo"
+
+    @property
     def rule(self) -> Rule:
         v = self.variant
         return resolve_rule(v.rule, self._rules_arguments, v.until) if v else plain

@@ -254,7 +254,7 @@ class _Meter:
         beta = dynamics.dpo_settings(p, self.training).beta
         c, _, margins = self.training.weighting(log_probs - reference, mask, beta)
         weights = Weights.of_pairs(c, progress, self._log_at(step)["live"])
-        return Probe(batch, c, self._parts(weights), weights.weight, n, margins)
+        return Probe(batch, c, _parts(weights, self.training.rule(weights)), weights.weight, n, margins)
 
     def _samples_probe(self, step: int, policy: PreTrainedModel, values: Values | None, progress: float) -> Probe:
         """Fresh samples of the snapshot's own policy: on-policy, so the ratio is 1 and c = A, and GRPO's KL."""
@@ -277,13 +277,8 @@ class _Meter:
             Weights.of_tokens(c, rollout.mask, progress, log["live"])
             for c in (rollout.advantages + kl, rollout.advantages)
         )
-        parts = self._parts(whole) | {"trained": self.training.rule(of_rewards) + kl}  # no rule touches the KL
+        parts = _parts(whole, self.training.rule(of_rewards) + kl)  # no rule touches the KL
         return Probe(rollout.batch, whole.c, parts, whole.weight[whole.held], len(whole.c))
-
-    def _parts(self, weights: Weights) -> dict[str, torch.Tensor]:
-        thirds = {name: weights.tertile(name) for name in ("bottom", "middle", "top")}
-        masks = sign_components(weights.c) | thirds
-        return {name: weights.c * mask for name, mask in masks.items()} | {"trained": self.training.rule(weights)}
 
     def _log_probs(self, policy: PreTrainedModel, rows: list[dict]) -> torch.Tensor:
         found = pair_log_probs(policy, rows, self.tokenizer.pad_token_id, self.p.measure_batch)
@@ -311,6 +306,12 @@ class _Meter:
     def save(self, folder: Path) -> None:
         save_file({name: t.contiguous() for name, t in self.arrays.items()}, folder / "arrays.safetensors")
         (folder / "record.json").write_text(json.dumps(self.records))
+
+
+def _parts(weights: Weights, trained: torch.Tensor) -> dict[str, torch.Tensor]:
+    thirds = {name: weights.tertile(name) for name in ("bottom", "middle", "top")}
+    masks = sign_components(weights.c) | thirds
+    return {name: weights.c * mask for name, mask in masks.items()} | {"trained": trained}
 
 
 @torch.no_grad()

@@ -20,6 +20,9 @@ from preflab.errors import BadInput
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
+NotNegative = Annotated[float, Field(ge=0)]
+Proportion = Annotated[float, Field(ge=0, le=1)]
+Between = Annotated[float, Field(gt=0, lt=1)]
 Seed = Annotated[int, Field(ge=0)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
 SOURCE = r"^(world|hub|files):."
@@ -35,21 +38,21 @@ class Arguments(TypedDict, total=False):
     __pydantic_config__ = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
 
     beta: Positive
-    sft: Annotated[float, Field(ge=0)]
+    sft: NotNegative
     smoothing: Annotated[float, Field(ge=0, lt=0.5)]
-    margin: Annotated[float, Field(ge=0)]
-    kl_coefficient: Annotated[float, Field(ge=0)]
-    clip: Annotated[float, Field(gt=0, lt=1)]
-    gae_lambda: Annotated[float, Field(ge=0, le=1)]
+    margin: NotNegative
+    kl_coefficient: NotNegative
+    clip: Between
+    gae_lambda: Proportion
     group_size: Annotated[int, Field(ge=2)]
     which: Literal["bottom", "middle", "top"]
-    at: Annotated[float, Field(gt=0, lt=1)]
-    start: Annotated[float, Field(ge=0, le=1)]
-    end: Annotated[float, Field(ge=0, le=1)]
+    at: Between
+    start: Proportion
+    end: Proportion
     total: Positive
     shape: Literal["linear", "cosine", "step"]
     gain: Annotated[float, Field(ge=-1, le=1)]
-    tau: Annotated[float, Field(ge=0)]
+    tau: NotNegative
     reading: Literal["keep_above", "keep_negative_above", "drop_above"]
 
 
@@ -172,7 +175,7 @@ class DynamicsSettings(Experiment):
     dpo_micro_batch_size: Count
     dpo_epochs: Count
     warmup_share: Share
-    weight_decay: Annotated[float, Field(ge=0)]
+    weight_decay: NotNegative
     reward: RewardKind
     reward_epochs: Count
     reward_batch_size: Count
@@ -184,20 +187,20 @@ class DynamicsSettings(Experiment):
     ppo_micro_batch_size: Count
     ppo_epochs: Count
     ppo_learning_rate: Positive
-    clip: Annotated[float, Field(gt=0, lt=1)]
+    clip: Between
     value_clip: Positive
     value_coefficient: Positive
     own_value_trunk: bool
-    gae_lambda: Annotated[float, Field(ge=0, le=1)]
-    kl_coefficient: Annotated[float, Field(ge=0)]
+    gae_lambda: Proportion
+    kl_coefficient: NotNegative
     kl_target: Positive | None
-    missing_eos_penalty: Annotated[float, Field(ge=0)]
+    missing_eos_penalty: NotNegative
     dpo_measure_every: Count
     ppo_measure_every: Count
     snapshots: Literal["keep", "replay"]
     probe: Annotated[int, Field(ge=6)]
     finals: Annotated[int, Field(ge=2)]
-    final_temperature: Annotated[float, Field(ge=0)]
+    final_temperature: NotNegative
     nll: Literal["sum", "mean"]
     measure_batch: Count
     shown: Count

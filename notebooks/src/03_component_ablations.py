@@ -177,7 +177,6 @@ measured = {name_: [measurement.load_measured(P, job) for job in some] for name_
 answers = {name_: [dynamics.load_answers(P, job) for job in some] for name_, some in by_name.items()}
 before = dynamics.load_answers(P, None)
 plain_of = {v.method: name_ for name_, v in P.variants.items() if v.rule == "plain"}
-families = {job.method: "dpo" if job.from_pairs else "ppo" for job in jobs}
 
 # %% [markdown]
 # ## What is lost
@@ -222,7 +221,7 @@ table.iloc[:, 4:].astype(float).round(2)
 
 # %%
 lines = {
-    name_: (families[v.method], *(rows[name_][f"{how}, against plain − ½"] for how in ("greedy", "sampled")))
+    name_: (by_name[name_][0].family, *(rows[name_][f"{how}, against plain − ½"] for how in ("greedy", "sampled")))
     for name_, v in P.variants.items()
     if v.rule != "plain"
 }

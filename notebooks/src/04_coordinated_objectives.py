@@ -298,7 +298,7 @@ table.iloc[:, :4].map(lambda x: x if isinstance(x, evaluation.Interval) else rou
 table.iloc[:, 4:].astype(float).round(2)
 
 # %%
-family = {name_: "dpo" if jobs[name_][0].from_pairs else "ppo" for name_ in P.variants}
+family = {name_: jobs[name_][0].family for name_ in P.variants}
 label = f"win rate against the rival − ½, intervals that hold together with 95 % ({len(rivals)} comparisons)"
 lines = {f"{name_} / {rivals[name_]}": (family[name_], gains[True][name_], gains[False][name_]) for name_ in rivals}
 run.figure("forest", forest(lines, label))

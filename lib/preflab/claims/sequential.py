@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import spearmanr
 
-from preflab.claims import Claim, corrected, decide
+from preflab.claims import Claim, corrected, decide, nothing
 from preflab.evaluation import (
     Interval,
     Outcome,
@@ -98,7 +98,9 @@ def depends_on_relationship(cells: list[Cell], rng: np.random.Generator, resampl
 
 def depends_on_order(cells: list[Cell]) -> Claim:
     """The two orders of a setting measure different pairs."""
-    orders = [[c.relative for c in cells if c.setting == setting] for setting in {c.setting: None for c in cells}]
+    orders = [
+        [c.relative for c in cells if c.setting == setting] for setting in dict.fromkeys(c.setting for c in cells)
+    ]
     gaps = [difference_interval(*both, corrected(len(orders))) for both in orders]
     widest = max(gaps, key=lambda gap: max(gap.low, -gap.high))  # the gap clearest of zero
     return Claim(
@@ -154,7 +156,7 @@ def high_confidence_pairs(cells: list[Cell]) -> Claim:
 
 def strong_signal_kept(cells: list[Cell], outcomes: Mapping[str, Outcome]) -> Claim:
     name = next((c.name for c in cells if (c.setting, c.first) == ("safety", "safer")), None)
-    relative = outcomes[name].relative if name else Interval(*[float("nan")] * 3)
+    relative = outcomes[name].relative if name else nothing()
     verdict = outcomes[name].verdict if name else "inconclusive"
     return Claim(
         "S6",

@@ -30,7 +30,8 @@ def pareto(places: Mapping[str, Place], before: tuple[float, float]) -> Figure:
     diversity. A chosen one that scores far below it, its language broken, is a triangle on the lower edge."""
     figure, axes = plt.subplots(1, 2, figsize=(10, 5), sharey=True, layout="constrained")
     highest = max(place.score.max() for place in places.values())
-    lowest = before[0] - 0.15 * max(highest - before[0], 0.1)
+    margin = 0.15 * max(highest - before[0], 0.1)
+    lowest = before[0] - margin
     axes[0].set_xscale("symlog", linthresh=1)
     axes[0].xaxis.set_major_locator(FixedLocator([0, 0.5, *(m * 10**e for e in range(4) for m in (1, 2, 5))]))
     axes[0].xaxis.set_minor_locator(NullLocator())
@@ -38,7 +39,7 @@ def pareto(places: Mapping[str, Place], before: tuple[float, float]) -> Figure:
     axes[0].set_xlabel("KL from the SFT model, nats a response (linear to 1)")
     axes[1].set_xlabel("entropy, nats a token")
     axes[0].set_ylabel("judge's score of sampled answers")
-    axes[0].set_ylim(lowest, max(highest, before[0]) + 0.15 * max(highest - before[0], 0.1))
+    axes[0].set_ylim(lowest, max(highest, before[0]) + margin)
     handles = [
         plt.Line2D([], [], marker=f"${number}$", color=FAMILY_COLOURS[place.family], ls="", ms=7, label=name)
         for number, (name, place) in enumerate(places.items(), 1)
