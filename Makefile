@@ -5,9 +5,10 @@ VENV := .venv
 STAMP := $(VENV)/.stamp
 BIN := $(VENV)/bin
 NAMES := $(basename $(notdir $(wildcard notebooks/src/*.py)))
+TRAINING := $(filter-out 90_benchmarks,$(NAMES))
 
 .DEFAULT_GOAL := help
-.PHONY: help env reproduce test test-library test-notebooks bench lab notebooks figures clean-cache
+.PHONY: help env reproduce test test-library test-notebooks expected bench lab sync notebooks figures clean-cache
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -35,11 +36,18 @@ test-library: env
 test-notebooks: env
 	$(BIN)/pytest -q tests/test_notebooks.py
 
+expected: env  ## Write the numbers of the smoke runs anew that the tests compare with
+	set -e; for name in $(TRAINING); do $(BIN)/preflab run $$name --profile smoke; \
+	cp results/smoke/$$name/metrics.json tests/expected/$$name.json; done
+
 bench: env  ## Measure speeds against TRL and against plain autograd
 	$(BIN)/preflab run 90_benchmarks --profile $(PROFILE)
 
 lab: env  ## Open the notebooks in JupyterLab
 	$(BIN)/jupyter lab notebooks
+
+sync: env  ## Bring what was edited in JupyterLab to notebooks/src
+	$(BIN)/preflab sync
 
 notebooks: env  ## Re-execute the committed notebooks from notebooks/src
 	set -e; for name in $(NAMES); do $(BIN)/preflab render $$name; done
@@ -48,4 +56,4 @@ figures: env  ## Publish the figures and numbers of PROFILE to figures/
 	$(BIN)/preflab publish --profile $(PROFILE)
 
 clean-cache: env  ## Delete the cache of trained stages
-	$(BIN)/preflab clean-cache
+	$(BIN)/preflab cache clear

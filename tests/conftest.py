@@ -6,9 +6,12 @@ import pytest
 import torch
 import transformers
 
+from preflab.data.worlds import get_world, preference_pairs, vocabulary
 from preflab.likelihood import encode_pairs
-from preflab.models import Lora, TinyConfig, tiny_model, trainable, word_tokenizer
-from preflab.worlds import get_world, preference_pairs, vocabulary
+from preflab.models import Lora, Shape, tiny_model, trainable
+from preflab.running.cache import Cache
+from preflab.stages.stage import keep_in
+from preflab.tokenizers import word_tokenizer
 
 
 def pytest_configure(config):
@@ -24,6 +27,22 @@ def rng():
     return np.random.default_rng(0)
 
 
+@pytest.fixture(scope="module")
+def module_cache(tmp_path_factory):
+    """One cache for the tests of a module: what one test trained, the next may load."""
+    cache = Cache(tmp_path_factory.mktemp("module") / "cache")
+    keep_in(cache)
+    return cache
+
+
+@pytest.fixture
+def cache(tmp_path):
+    """An empty cache for what stages make in this test."""
+    cache = Cache(tmp_path / "cache")
+    keep_in(cache)
+    return cache
+
+
 @pytest.fixture
 def tokenizer():
     return word_tokenizer(vocabulary())
@@ -35,7 +54,7 @@ def make_model(tokenizer):
     no gradient is zero by construction. Evaluation mode, float64 unless told otherwise."""
 
     def make(architecture="gpt_neox", *, rank=0, dropout=0.0, dtype=torch.float64, seed=0):
-        base = tiny_model(TinyConfig(architecture, 16, 2, 2, 64), tokenizer, seed).to(dtype)
+        base = tiny_model(Shape(architecture, 16, 2, 2, 64), tokenizer, seed).to(dtype)
         model = trainable(base, Lora(rank=rank, alpha=2 * rank, dropout=dropout), seed)
         generator = torch.Generator().manual_seed(seed)
         for parameter in model.parameters() if rank else ():

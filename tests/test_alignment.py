@@ -10,7 +10,8 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from preflab import alignment, weightings
 from preflab.errors import BadInput
 from preflab.likelihood import collate, token_log_probs
-from preflab.weightings import dpo_weighting, surrogate
+from preflab.methods.dpo import DPO
+from preflab.weightings import surrogate
 
 BETA = 0.3
 
@@ -42,7 +43,7 @@ def case(request, make_model, make_rows, monkeypatch):
         final = {k: t[:3] for k, t in collate(rows[4:7], 0, torch.device("cpu")).items()}
         with torch.no_grad():
             ratios = token_log_probs(policy, pairs).sum(1) + torch.linspace(-2, 2, 8, dtype=dtype)
-        c, *_ = dpo_weighting(ratios, pairs["completion_mask"][:, 1:], BETA)
+        c, *_ = DPO(beta=BETA).weigh(ratios, pairs["completion_mask"][:, 1:])
         return policy, pairs, final, c
 
     return build
@@ -223,7 +224,7 @@ def test_agrees_with_autograd_on_a_gpu(dtype, tolerance, rank, make_model, make_
     device, rows = torch.device("cuda"), make_rows(7)
     policy = make_model("llama", rank=rank, dtype=dtype).to(device)
     pairs, final = collate(rows[:4], 0, device), collate(rows[4:], 0, device)
-    c, *_ = dpo_weighting(torch.linspace(-2, 2, 8, device=device), pairs["completion_mask"][:, 1:], BETA)
+    c, *_ = DPO(beta=BETA).weigh(torch.linspace(-2, 2, 8, device=device), pairs["completion_mask"][:, 1:])
     parameters = alignment.parameters_of(policy)
     v = alignment.nll_gradient(policy, [final], parameters)
     g = alignment.alignment(c, alignment.token_alignment(policy, pairs, v), nine_components(c), n=4)

@@ -14,7 +14,8 @@ from preflab.claims.sequential import (
     sequential_claims,
     strong_signal_kept,
 )
-from preflab.evaluation import Interval, Outcome, outcome
+from preflab.margins import Outcome, outcome
+from preflab.statistics import Interval
 
 NOTHING = Interval(0.0, -1.0, 1.0)
 SEEDS, PAIRS, RESAMPLES = 4, 200, 100

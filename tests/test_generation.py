@@ -4,10 +4,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from preflab import worlds
+from preflab.attention import ATTENTION
+from preflab.data import worlds
 from preflab.errors import BadInput
 from preflab.generation import generate
-from preflab.models import ATTENTION, TinyConfig, tiny_model, word_tokenizer
+from preflab.models import Shape, tiny_model
+from preflab.tokenizers import word_tokenizer
 
 PROMPTS = ["how do i fix the old lamp at home ?", "how do i fix", "lamp"]
 
@@ -15,7 +17,7 @@ PROMPTS = ["how do i fix the old lamp at home ?", "how do i fix", "lamp"]
 @pytest.fixture(scope="module")
 def speaker():
     tokenizer = word_tokenizer(worlds.vocabulary())
-    return tiny_model(TinyConfig(hidden_size=16, layers=2, heads=2), tokenizer, 0).double(), tokenizer
+    return tiny_model(Shape(hidden_size=16, layers=2, heads=2), tokenizer, 0).double(), tokenizer
 
 
 def ask(speaker, prompts, **options):

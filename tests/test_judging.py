@@ -5,8 +5,8 @@ import pytest
 
 from preflab.claims import INCONCLUSIVE, NOT_REPRODUCED, REPRODUCED, win_change
 from preflab.claims.ablations import Ablation, ablation_claims
-from preflab.dynamics import Answers
 from preflab.judging import described, distinct, wins
+from preflab.stages.answers import Answers
 
 SEEDS, PROMPTS = 5, 300
 

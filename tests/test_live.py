@@ -4,16 +4,20 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_rules import TINY, parameters, results  # noqa: F401
+from test_rules import parameters
 
-from preflab import dynamics, measurement, rules
+from preflab import rules
 from preflab.generation import respond, sample
 from preflab.likelihood import collate, collate_responses, pair_log_probs, token_log_probs
-from preflab.live import live_alignment, smoothed
-from preflab.training.dpo import DPOSettings, train_dpo
-from preflab.weightings import Weights, dpo_weighting
+from preflab.live import Live, smoothed
+from preflab.measured import PARTS
+from preflab.methods.dpo import DPO
+from preflab.training.from_pairs import PairTraining, train_on_pairs
+from preflab.weightings import Weights
 
-SETTINGS = DPOSettings(batch_size=4, micro_batch_size=2, learning_rate=1e-2, epochs=2, checkpoint_every=3, live_every=2)
+SETTINGS = PairTraining(
+    batch_size=4, micro_batch_size=2, learning_rate=1e-2, epochs=2, warmup_share=0.1, checkpoint_every=3
+)
 
 
 def plain_g(model, tokenizer, batch, c, n, max_new_tokens):
@@ -38,8 +42,8 @@ def test_it_is_g_with_greedy_answers_of_the_current_policy(architecture, size, m
     model = make_model(architecture, dtype=torch.float32).requires_grad_(True).train()
     batch = collate(make_rows(5), tokenizer.pad_token_id, model.device)
     mask = batch["completion_mask"][:, 1:]
-    c, *_ = dpo_weighting(torch.linspace(-2, 2, 10), mask, 0.3)
-    found = live_alignment(model, tokenizer, batch, c, 5, max_new_tokens=6, size=size)
+    c, *_ = DPO(beta=0.3).weigh(torch.linspace(-2, 2, 10), mask)
+    found = Live(1, max_new_tokens=6, size=size).look(model, tokenizer, batch, c, 5)
     assert found == pytest.approx(plain_g(model, tokenizer, batch, c, 5, 6), rel=2e-3)
     assert model.training and all(p.grad is None for p in model.parameters())
 
@@ -48,7 +52,7 @@ def test_a_look_is_without_dropout(make_model, make_rows, tokenizer):
     model = make_model(rank=2, dropout=0.5).train()
     batch = collate(make_rows(4), tokenizer.pad_token_id, model.device)
     c = torch.ones(8, batch["input_ids"].shape[1] - 1)
-    first, again = (live_alignment(model, tokenizer, batch, c, 4, max_new_tokens=5, size=8) for _ in range(2))
+    first, again = (Live(1, max_new_tokens=5, size=8).look(model, tokenizer, batch, c, 4) for _ in range(2))
     assert first == again and model.training
 
 
@@ -57,7 +61,8 @@ def test_the_proxy_answers_the_prompts_of_the_batch(make_model, make_pairs, make
     model, pairs, seen = make_model().requires_grad_(True), make_pairs(4), []
     monkeypatch.setattr("preflab.live.respond", lambda m, t, ids, n: seen.append(respond(m, t, ids, n)) or seen[-1])
     batch = collate(make_rows(4), tokenizer.pad_token_id, model.device)
-    live_alignment(model, tokenizer, batch, torch.ones(8, batch["input_ids"].shape[1] - 1), 4, max_new_tokens=5, size=8)
+    c = torch.ones(8, batch["input_ids"].shape[1] - 1)
+    Live(1, max_new_tokens=5, size=8).look(model, tokenizer, batch, c, 4)
     assert seen == [sample(model, tokenizer, pairs["prompt"], max_new_tokens=5)]
 
 
@@ -66,19 +71,26 @@ def test_smoothing_starts_at_the_first_look():
     assert smoothed([2.0, -1.0], (0.0, 1.0)) == [1.0, 0.0]
 
 
-def live_of(values):
-    looks = iter(values)
-    return lambda batch, c, units: next(looks)
+class Told:
+    """Live G that is made up, every second update."""
+
+    every = 2
+
+    def __init__(self, values):
+        self.values = iter(values)
+
+    def look(self, policy, tokenizer, batch, c, units):
+        return next(self.values)
 
 
 @pytest.fixture
 def run(make_model, make_rows, tokenizer):
-    def train(live, settings=SETTINGS, rule=rules.plain, **options):
+    def train(live, settings=SETTINGS, rule=rules.Plain(), **options):  # noqa: B008  a frozen value
         rows = make_rows(12)
         reference = pair_log_probs(make_model(), rows, tokenizer.pad_token_id, 8)
         model = make_model().requires_grad_(True)
-        how = {"pad_token_id": tokenizer.pad_token_id, "seed": 0, "rule": rule, "live": live, **options}
-        return model, train_dpo(model, rows, reference, settings, **how)
+        how = {"seed": 0, "rule": rule, "live": live, **options}
+        return model, train_on_pairs(model, tokenizer, rows, reference, DPO(beta=0.3), settings, **how)
 
     return train
 
@@ -90,7 +102,7 @@ def test_training_looks_every_so_often_and_the_rule_sees_it(run):
         seen.append(w.live)
         return w.c
 
-    _, log = run(live_of([(1.0, 0.0), (3.0, 2.0), (0.0, 0.0)]), rule=rule)
+    _, log = run(Told([(1.0, 0.0), (3.0, 2.0), (0.0, 0.0)]), rule=rule)
     expected = [[1.0, 0.0], [1.0, 0.0], [2.0, 1.0], [2.0, 1.0], [1.0, 0.5], [1.0, 0.5]]
     assert [entry.live for entry in log] == expected
     assert seen == [x for x in expected for _ in range(2)]  # micro-batches
@@ -98,22 +110,21 @@ def test_training_looks_every_so_often_and_the_rule_sees_it(run):
 
 def test_looking_alone_changes_nothing(run, tokenizer, make_model):
     plain, _ = run(None)
-    model = None
 
-    def look(batch, c, units):
-        assert units == 4 and c.shape[0] == 8 and not c.requires_grad
-        return live_alignment(probe, tokenizer, batch, c, units, max_new_tokens=4, size=8)
+    class Checked(Live):
+        def look(self, policy, tokenizer, batch, c, units):
+            assert units == 4 and c.shape[0] == 8 and not c.requires_grad
+            return super().look(policy, tokenizer, batch, c, units)
 
-    probe = make_model().requires_grad_(True)
-    model, log = run(look)
+    model, log = run(Checked(2, max_new_tokens=4, size=8))
     assert log[0].live is not None
     for a, b in zip(plain.parameters(), model.parameters(), strict=True):
         assert torch.equal(a, b)
 
 
 def test_stopped_between_two_looks_it_goes_on_with_the_last_one(run, tmp_path):
-    rule = rules.resolve_rule("adaptive", {"gain": 0.9}, 1.0)
-    whole, log = run(live_of([(1.0, 0.0), (3.0, 2.0), (0.5, 4.0)]), rule=rule)
+    rule = rules.Adaptive(gain=0.9)
+    whole, log = run(Told([(1.0, 0.0), (3.0, 2.0), (0.5, 4.0)]), rule=rule)
     path = tmp_path / "state.safetensors"
 
     def stop(step, steps, entry):
@@ -122,23 +133,24 @@ def test_stopped_between_two_looks_it_goes_on_with_the_last_one(run, tmp_path):
 
     settings = replace(SETTINGS, checkpoint_every=1)
     with pytest.raises(KeyboardInterrupt):
-        run(live_of([(1.0, 0.0), (3.0, 2.0)]), settings, rule, checkpoint=path, on_step=stop)
-    resumed, again = run(live_of([(0.5, 4.0)]), settings, rule, checkpoint=path)
+        run(Told([(1.0, 0.0), (3.0, 2.0)]), settings, rule, checkpoint=path, on_step=stop)
+    resumed, again = run(Told([(0.5, 4.0)]), settings, rule, checkpoint=path)
     assert [list(entry.live) for entry in again][-1] == log[-1].live
     for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0)
 
 
+@pytest.mark.usefixtures("module_cache")
 @pytest.mark.parametrize("method", ["dpo", "ppo"])
 def test_an_adaptive_run_leaves_its_looks_and_is_measured_with_them(method):
     row = {"method": method, "rule": "adaptive", "live_every": 1, "arguments": {"gain": 0.9}}
     p = parameters(variants={"plain": {"method": method}, "x": row})
-    (training,) = [t for t in dynamics.trainings(p) if t.name == "x"]
-    history = dynamics.load_history(p, training)
+    (training,) = [run.training for run in p.planned() if run.name == "x"]
+    history = training.load()
     assert all(len(entry["live"]) == 2 and all(map(abs, entry["live"])) for entry in history)
     w = Weights(torch.tensor([[1.0], [-1.0]]), torch.ones(1), torch.ones(1).bool(), 0.0, history[0]["live"])
     up, down = training.rule(w).flatten().tolist()
     assert up != 1
-    measured = measurement.load_measured(p, training)
-    g = dict(zip(measurement.PARTS, measured.g[0], strict=True))
+    measured = p.alignment(training).load()
+    g = dict(zip(PARTS, measured.g[0], strict=True))
     assert g["trained"] == pytest.approx(up * g["positive"] - down * g["negative"], rel=1e-6)

@@ -10,8 +10,10 @@ import datasets
 import huggingface_hub
 import pytest
 
+from preflab.data import schemas
+from preflab.data.pairs import load_pairs, objectives_of
+from preflab.data.report import FEW_TEST, FEW_TRAIN, Report
 from preflab.errors import BadInput
-from preflab.pairs import load_pairs, objectives_of
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -332,6 +334,102 @@ def test_rows_go_through_trl(tmp_path):
     assert (rendered["chosen"], rendered["rejected"]) == ("Boil it gently.", "No idea.")
 
 
+# --- several objectives in a reader's own files ----------------------------------------------------
+
+
+def test_an_objective_column_makes_one_file_two_objectives(tmp_path):
+    ask = message("user", "q")
+    rows = [
+        trl(1, objective="helpful"),
+        trl(1, "careful", "careless", objective="harmless"),
+        {"prompt": [ask], "chosen": [message("assistant", "y")], "rejected": [message("assistant", "n")]}
+        | {"objective": "helpful"},
+    ]
+    source = folder(tmp_path, rows, [trl(8, objective="helpful"), trl(9, "one", "two", objective="harmless")])
+    assert objectives_of(source) == ["harmless", "helpful"]
+    helpful, harmless = (load_pairs(source, objective) for objective in ("helpful", "harmless"))
+    assert triples(helpful.train) == [("tree 1?", "good", "bad"), ("q", "y", "n")]
+    assert triples(harmless.train) == [("tree 1?", "careful", "careless")]
+    assert triples(helpful.test) == [("tree 8?", "good", "bad")] and triples(harmless.test) == [
+        ("tree 9?", "one", "two")
+    ]
+    assert set(helpful.train["objective"]) == {"helpful"} and set(harmless.test["objective"]) == {"harmless"}
+    assert helpful.report.dropped == harmless.report.dropped == {}  # rows of the other objective are not lost
+
+
+def test_the_example_of_the_docstring_is_read(tmp_path):
+    (example,) = [line for line in schemas.__doc__.splitlines() if line.strip().startswith("{")]
+    row = json.loads(example)
+    source = folder(tmp_path, [row], [row | {"prompt": "And two eggs?"}])
+    assert objectives_of(source) == ["helpful"]
+    assert triples(load_pairs(source, "helpful").train) == [(row["prompt"], row["chosen"], row["rejected"])]
+
+
+def test_an_objective_column_works_with_dialogues_as_text(tmp_path):
+    rows = [hh(1) | {"objective": "helpful"}, hh(2) | {"objective": "harmless"}]
+    source = folder(
+        tmp_path, rows, [row | {"chosen": turn("new?", "a"), "rejected": turn("new?", "b")} for row in rows]
+    )
+    assert objectives_of(source) == ["harmless", "helpful"]
+    loaded = load_pairs(source, "harmless")
+    assert triples(loaded.train) == [("egg 2?", "Boil it gently.", "No idea.")] and len(loaded.test) == 1
+
+
+def test_a_sub_folder_is_an_objective(tmp_path):
+    for name in ("helpful", "harmless"):
+        folder(tmp_path / name, [trl(1, f"{name} good")], [trl(2)])
+    source = f"files:{tmp_path}"
+    assert objectives_of(source) == ["harmless", "helpful"]
+    loaded = load_pairs(source, "harmless")
+    assert triples(loaded.train) == [("tree 1?", "harmless good", "bad")]
+    assert set(loaded.train["objective"]) == {"harmless"} and loaded.report.objective == "harmless"
+
+
+def test_an_objective_that_is_not_there_lists_those_that_are(tmp_path):
+    rows = [trl(1, objective="brief"), trl(2, objective="kind")]
+    source = write(tmp_path / "own.jsonl", rows)
+    with pytest.raises(BadInput, match=r"own\.jsonl: objective is 'honest'; expected one of: brief, kind$"):
+        load_pairs(source, "honest")
+    many = write(tmp_path / "many.jsonl", [trl(n, objective=f"{n:03} {SECRET * 20}") for n in range(200)])
+    with pytest.raises(BadInput, match=r"expected one of: 000 .*\.\.\. \(200 in all\)$") as caught:
+        load_pairs(many, "honest")
+    assert len(str(caught.value)) < 1000
+    write(tmp_path / "pku" / "safety" / "a.jsonl", [pku(n, 0, 1) for n in range(9)])
+    with pytest.raises(BadInput, match=r"pku/safety: objective is 'safety'; expected one of: better, safer$"):
+        load_pairs(f"files:{tmp_path / 'pku'}", "safety")
+
+
+@pytest.mark.parametrize(
+    ("nameless", "expected"),
+    [({}, "key 'objective' is missing"), ({"objective": None}, "'objective' is empty"), ({"objective": " "}, "empty")],
+)
+@pytest.mark.parametrize("position", [0, 1])
+def test_a_row_without_the_objective_that_others_have_is_named(tmp_path, nameless, expected, position):
+    rows = [trl(1, objective="brief")]
+    rows.insert(position, trl(2, **nameless))
+    with pytest.raises(BadInput, match=f"row {position + 1}: .*{expected}"):
+        load_pairs(write(tmp_path / "own.jsonl", rows), "brief")
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        (
+            {"prompt": "p", "response": "r", "truthful": 1},
+            "no ratings of the helpsteer2 format; expected helpfulness, correctness, coherence, complexity, verbosity",
+        ),
+        (unieval(1, "r"), "no ratings of the unieval format; expected some in its key 'scores'"),
+    ],
+)
+def test_rows_without_ratings_have_no_objectives(tmp_path, row, expected):
+    source = write(tmp_path / "unrated.jsonl", [row, row])
+    for read in (objectives_of, lambda source: load_pairs(source, "helpfulness")):
+        with pytest.raises(BadInput, match=expected) as caught:
+            read(source)
+        line = str(caught.value)
+        assert "unrated.jsonl: row 1: " in line and "\n" not in line
+
+
 # --- splits, subsets, fingerprints ----------------------------------------------------------------
 
 
@@ -413,6 +511,34 @@ def test_report_measures_words_and_prints(tmp_path):
     text = str(report)
     assert "train pairs     3\n" in text and "chosen longer   50.0%" in text
     assert len({re.match(r".{15} (?=\S)", line) is None for line in text.splitlines()}) == 1
+
+
+def few(train, test):
+    """The warning of a report on so many pairs."""
+    words = {side: {"median": 1.0, "p95": 1.0} for side in ("prompt", "chosen", "rejected")}
+    balance = {"chosen_longer": 0.5, "chosen_first": None}
+    kept = {"train": train, "test": test}
+    report = Report("files:a", "default", "trl", None, train + test, kept, {}, words, balance, 0, "0")
+    lines = [line for line in str(report).splitlines() if line.startswith("warning")]
+    assert lines == ([f"{'warning':<16}{report.few}"] if report.few else [])
+    return report.few
+
+
+def test_a_report_warns_of_too_few_pairs():
+    assert few(FEW_TRAIN, FEW_TEST) == ""
+    assert few(199, 50) == "only 199 train pairs, expected at least 200"
+    assert few(200, 49) == "only 49 test pairs, expected at least 50: a share of 50 pairs is known to about ±14 points"
+    assert few(1, 2) == f"{few(1, 50)}; {few(200, 2)}"
+
+
+@pytest.mark.parametrize(("train", "warns"), [(250, False), (30, True)])
+def test_the_warning_is_for_worlds_and_files(tmp_path, train, warns):
+    source = folder(tmp_path, [trl(n) for n in range(train)], [trl(-n) for n in range(1, 61)])
+    reports = [load_pairs(source, "default").report]
+    reports += [load_pairs("world:conflict", "helpful", max_train=train, max_test=60).report]
+    for report in reports:
+        assert bool(report.few) == warns == ("warning  " in str(report))
+        assert "few" not in report.as_dict()  # what is recorded of a run stays comparable
 
 
 # --- the hub, and worlds --------------------------------------------------------------------------
@@ -537,7 +663,6 @@ def test_hub_failures_are_one_line(monkeypatch, error, expected):
 
 
 def test_world_has_the_same_report():
-    pytest.importorskip("preflab.worlds", reason="worlds are not written yet")
     objectives = objectives_of("world:conflict")
     loaded = load_pairs("world:conflict", objectives[0], max_train=40, max_test=15)
     assert loaded.report.pairs_kept == {"train": 40, "test": 15}
@@ -572,7 +697,7 @@ SECRET = "unspeakable"
         ("a.jsonl.gz", gzip.compress(GOOD.encode())[:-12], r"a\.jsonl\.gz: truncated or corrupt"),
         ("a.jsonl.gz", b"plain", r"a\.jsonl\.gz: truncated or corrupt; expected a gzip"),
         ("a.parquet", b"PAR1 no", r"a\.parquet: truncated or corrupt; expected a Parquet"),
-        ("a.jsonl", b'{"text": "x"}', r"columns text; expected those of .*trl \(chosen, prompt, "),
+        ("a.jsonl", b'{"text": "x"}', r"columns text; expected those of .*trl: prompt, chosen, rejected; "),
         ("a.jsonl", [trl(1), {"prompt": "q", "chosen": "y"}], r"row 2: key 'rejected' is missing"),
         ("a.jsonl", [trl(1), trl(2, chosen=3)], r"row 2: key 'chosen' is of type int; expected"),
         ("a.jsonl", [trl(1, chosen=[message("bot", SECRET)])], r"'chosen.role' is 'bot'; expected"),
@@ -586,6 +711,50 @@ def test_bad_files(tmp_path, name, content, expected):
         load_pairs(f"files:{path}", "default")
     line = str(caught.value)
     assert name in line and "expected" in line and "\n" not in line and SECRET not in line
+
+
+TRL = "expected those of the trl format: prompt, chosen, rejected (other formats: unieval, ultrafeedback, "
+
+
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [
+        ("prompt chosen", f"column 'rejected' is missing; {TRL}pku-saferlhf, helpsteer2, hh-rlhf)"),
+        ("id prompt rejected", f"column 'chosen' is missing; {TRL}"),
+        ("chosen", "column 'rejected' is missing; expected those of the hh-rlhf format: chosen, rejected ("),
+        ("prompt", "column 'response' is missing; expected those of the helpsteer2 format: prompt, response ("),
+        ("prompt response_0 n", "column 'response_1' is missing; expected those of the pku-saferlhf format: prompt, "),
+        ("source context", "columns 'system_output', 'scores' are missing; expected those of the unieval format: "),
+        (
+            "question best worst",
+            "columns question, best, worst; expected those of a format (unieval: source, context, ",
+        ),
+        ("", "columns none; expected those of a format ("),
+    ],
+)
+def test_columns_that_lack_one_are_told_which(tmp_path, columns, expected):
+    path = tmp_path / "my.jsonl"
+    write(path, [dict.fromkeys(columns.split(), SECRET)])
+    for read in (objectives_of, lambda source: load_pairs(source, "default")):
+        with pytest.raises(BadInput) as caught:
+            read(f"files:{path}")
+        line = str(caught.value).replace(str(tmp_path), "")
+        assert line.startswith(f"/my.jsonl: {expected}")
+        assert len(line) < 300 and "\n" not in line and SECRET not in line
+
+
+def test_long_and_many_columns_are_cut_short(tmp_path):
+    path = tmp_path / "my.jsonl"
+    write(path, [{f"{n} {SECRET * 30}": "x" for n in range(100)}])
+    with pytest.raises(BadInput, match=r"columns 0 .*\(100 in all\); expected those of a format") as caught:
+        load_pairs(f"files:{path}", "default")
+    assert len(str(caught.value)) < 600
+
+
+def test_a_first_row_that_lacks_a_column_is_named(tmp_path):
+    path = write(tmp_path / "my.jsonl", [{"prompt": "q", "chosen": "y"}, trl(1)])
+    with pytest.raises(BadInput, match=r"my\.jsonl: row 1: key 'rejected' is missing; expected a str"):
+        load_pairs(path, "default")
 
 
 @pytest.mark.parametrize("rating", [5, -1, "high", float("nan"), True, [1]])

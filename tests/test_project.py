@@ -2,14 +2,17 @@
 
 import ast
 import re
+import symtable
 import sys
 import tomllib
+from dataclasses import is_dataclass
 from importlib.metadata import packages_distributions, version
 from pathlib import Path
 
 import jupytext
 import nbformat
 import pytest
+import typer
 import yaml
 from jupytext.config import load_jupytext_configuration_file
 from jupytext.formats import long_form_multiple_formats
@@ -18,7 +21,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from preflab.parameters import MODELS, defaults, read_yaml, resolve
+from preflab.experiments import EXPERIMENTS
+from preflab.running.reading import defaults, read_yaml, resolve
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -108,7 +112,7 @@ def code_cells(notebook):
 
 
 def test_every_source_is_rendered_and_every_notebook_has_a_source():
-    assert {n.stem for n in NOTEBOOKS} == {s.stem for s in SOURCES} == set(MODELS)
+    assert {n.stem for n in NOTEBOOKS} == {s.stem for s in SOURCES} == set(EXPERIMENTS)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=relative)
@@ -144,6 +148,22 @@ def test_a_notebook_holds_nothing_of_papermill_the_clock_or_stderr(notebook):
     assert not [output for output in outputs if output.output_type == "error" or output.get("name") == "stderr"]
 
 
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=relative)
+def test_saving_an_untouched_notebook_in_jupyterlab_changes_nothing(path, tmp_path):
+    """Through the very code that JupyterLab's server opens and saves with, and a kernel's own words on its language."""
+    from ipykernel.ipkernel import IPythonKernel
+    from jupyter_server.services.contents.largefilemanager import LargeFileManager
+
+    (tmp_path / path.name).write_bytes(path.read_bytes())
+    manager = LargeFileManager(root_dir=str(tmp_path))
+    model = manager.get(path.name)
+    committed = model["content"].metadata["language_info"]
+    said = {k: v for k, v in IPythonKernel.language_info.items() if k != "version"}
+    model["content"].metadata["language_info"] = said | {"version": committed["version"]}  # of the reader's Python
+    manager.save({"type": "notebook", "format": "json", "content": model["content"]}, path.name)
+    assert (tmp_path / path.name).read_bytes() == path.read_bytes()
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=relative)
 def test_a_source_has_one_parameters_cell_and_its_defaults_are_valid(path):
     cells = jupytext.read(path).cells
@@ -164,9 +184,42 @@ def test_a_parameter_file_is_valid_and_belongs_where_it_is(path):
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=relative)
-def test_the_default_profile_is_the_notebooks_own_values(path):
-    given = read_yaml(ROOT / "params" / "default" / f"{path.stem}.yaml")
-    assert {**defaults(path), **given} == defaults(path)
+def test_a_parameters_cell_is_short_and_a_section_in_it_is_empty(path):
+    """What differs in one notebook from a section's defaults stands in its class, where papermill cannot undo it."""
+    model, given = EXPERIMENTS[path.stem], defaults(path)
+    sections = {name for name, field in model.model_fields.items() if is_dataclass(field.default)}
+    assert all(given[name] == {} for name in sections & set(given))
+    assert sections - {"hardware"} <= set(given) and len(set(given) - sections) <= 18
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=relative)
+def test_no_variable_of_a_notebook_has_a_parameters_name(path):
+    """Else a second Run All in one kernel would find the variable where the parameter was."""
+    cells = [c.source for c in jupytext.read(path).cells if c.cell_type == "code"]
+    code = "\n".join(c for c in cells if "profile: str" not in c)
+    bound = {s.get_name() for s in symtable.symtable(code, path.name, "exec").get_symbols() if s.is_assigned()}
+    assert not bound & set(EXPERIMENTS[path.stem].model_fields)
+
+
+# --- the house ------------------------------------------------------------------------------------
+
+
+LIBRARY = sorted((ROOT / "lib").rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=relative)
+def test_a_file_and_its_functions_are_short(path):
+    text = path.read_text()
+    assert len(text.splitlines()) <= 350
+    functions = [n for n in ast.walk(ast.parse(text)) if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef))]
+    body = {f.name: f.end_lineno - f.body[0].lineno + 1 for f in functions}  # without the signature
+    assert not {name: lines for name, lines in body.items() if lines > 55}
+
+
+def test_the_library_reads_no_environment_variable_of_its_own():
+    """Settings come through parameters. (Variables of other libraries are set, to keep them quiet.)"""
+    found = {relative(path) for path in LIBRARY if re.search(r"environ(\.get|\[)[(\"']*PREFLAB", path.read_text())}
+    assert not found
 
 
 # --- texts ----------------------------------------------------------------------------------------
@@ -185,27 +238,24 @@ def test_no_text_names_a_folder_of_somebodys_machine():
 
 
 CLAIM_ROW = re.compile(r"^\| ([SD]\d+) \| .* \| (\S+?)(?: \[(\S+), (\S+)\])? \| \**([a-z ]+?)\** \|$", re.M)
-
-
-def readme_claims():
-    return {id_: (value, low, high, verdict) for id_, value, low, high, verdict in CLAIM_ROW.findall(readme())}
-
-
-def readme():
-    return (ROOT / "README.md").read_text()
-
-
+DOCUMENTS = {name: (ROOT / name).read_text() for name in ("README.md", "RESULTS.md", "CONTRIBUTING.md", "CHANGELOG.md")}
 FULL = sorted((ROOT / "figures" / "full").glob("*/metrics.json"))
 
 
-def test_readme_tells_of_every_full_run_and_of_nothing_else():
+def told_claims():
+    rows = CLAIM_ROW.findall(DOCUMENTS["RESULTS.md"])
+    assert len({row[0] for row in rows}) == len(rows), "a claim is told twice"
+    return {id_: (value, low, high, verdict) for id_, value, low, high, verdict in rows}
+
+
+def test_results_tell_of_every_full_run_and_of_nothing_else():
     claims = [claim["id"] for path in FULL for claim in yaml.safe_load(path.read_text())["claims"]]
-    assert sorted(claims) == sorted(readme_claims())
+    assert sorted(claims) == sorted(told_claims())
 
 
 @pytest.mark.parametrize("path", FULL, ids=relative)
-def test_readme_tells_the_verdicts_of_the_full_run(path):
-    told = readme_claims()
+def test_results_tell_the_verdicts_of_the_full_run(path):
+    told = told_claims()
     for claim in yaml.safe_load(path.read_text())["claims"]:
         value, low, high, verdict = told[claim["id"]]
         assert verdict == claim["verdict"], claim["id"]
@@ -215,19 +265,43 @@ def test_readme_tells_the_verdicts_of_the_full_run(path):
             assert ends == pytest.approx(claim["interval"], abs=0.006), claim["id"]
 
 
-def test_readme_tells_what_the_worlds_are():
-    from preflab.worlds import WORLDS
+def test_results_tell_what_the_worlds_are():
+    from preflab.data.worlds import WORLDS
 
     for world in WORLDS.values():
         relation = world.compatibility()
         strengths = " / ".join(f"{objective.strength:.2f}" for objective in world.objectives)
         numbers = f"| {relation['correlation']:+.2f} | {relation['disagreement']:.0%} | {strengths} |"
-        assert re.search(rf"^\| {world.name} \| .* {re.escape(numbers.replace('-', '−'))}$", readme(), re.M), numbers
+        row = rf"^\| {world.name} \| .* {re.escape(numbers.replace('-', '−'))}$"
+        assert re.search(row, DOCUMENTS["RESULTS.md"], re.M), numbers
 
 
-@pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\(((?!http)[^)]+)\)", (ROOT / "README.md").read_text()))))
-def test_readme_links_lead_somewhere(link):
-    assert (ROOT / link).exists()
+def test_readme_is_short_and_holds_no_results():
+    assert len(re.findall(r"\S*\w\S*", DOCUMENTS["README.md"])) <= 1200
+    assert not CLAIM_ROW.search(DOCUMENTS["README.md"])
+    assert "](RESULTS.md)" in DOCUMENTS["README.md"]
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_links_of_readme_and_results_lead_somewhere(name):
+    links = set(re.findall(r"\]\(((?!http)[^)]+)\)", DOCUMENTS[name]))
+    assert not [link for link in links if not (ROOT / link).exists()]
+
+
+@pytest.mark.parametrize("name", sorted(set(DOCUMENTS) - {"CHANGELOG.md"}))  # which names commands that are gone
+def test_commands_that_readme_and_results_name_exist(name):
+    """`preflab X`, `make X` and every file of parameters, where code is set as code."""
+    from preflab.running.cli import app
+
+    commands = typer.main.get_command(app).commands
+    code = "\n".join(re.findall(r"```.*?```|`[^`\n]+`", DOCUMENTS[name], re.S))
+    assert set(re.findall(r"\bpreflab ([a-z]+)\b", code)) <= set(commands)
+    assert set(re.findall(r"\bpreflab cache ([a-z]+)\b", code)) <= set(commands["cache"].commands)
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
+    assert set(re.findall(r"\bmake ([a-z-]+)", code)) <= targets
+    for run, profile in re.findall(r"\bpreflab run (\w+)(?: --profile (\w+))?", code):
+        files = [f"params/{profile}/{run}.yaml"] if profile else [f"notebooks/{run}.ipynb"]
+        assert run == "NOTEBOOK" or all((ROOT / file).exists() for file in files), (run, profile)
 
 
 @pytest.mark.parametrize("folder", sorted((ROOT / "figures").glob("*/*")), ids=relative)

@@ -8,7 +8,8 @@ import torch
 from scipy.special import expit
 from transformers import AutoModelForSequenceClassification
 
-from preflab import rewards, worlds
+from preflab import rewards
+from preflab.data import worlds
 from preflab.errors import BadInput
 from preflab.likelihood import encode_pairs
 from preflab.models import save_model
@@ -43,7 +44,7 @@ def margins_of(model, pairs, tokenizer):
 def test_it_starts_indifferent_and_learns_the_labels(base, pairs, tokenizer):
     model = initial(base)
     assert not margins_of(model, pairs, tokenizer).any()
-    losses = train_reward(model, tokenizer, pairs, SETTINGS, seed=0)
+    losses = train_reward(model, tokenizer, pairs, SETTINGS, max_length=64, seed=0)
     assert losses[0] == pytest.approx(np.log(2), abs=1e-3)
     assert losses[-1] < 0.6
     margins = margins_of(model, pairs, tokenizer)
@@ -57,7 +58,7 @@ def test_the_seed_decides_and_the_global_generators_are_left_alone(base, pairs, 
     np.random.seed(3)
     state, numpys = torch.get_rng_state(), np.random.get_state()[1].copy()
     few = RewardSettings(epochs=1, batch_size=16, learning_rate=3e-3)
-    found = [train_reward(copy.deepcopy(start), tokenizer, pairs, few, seed=s) for s in (0, 0, 1)]
+    found = [train_reward(copy.deepcopy(start), tokenizer, pairs, few, max_length=64, seed=s) for s in (0, 0, 1)]
     assert found[0] == found[1] != found[2]
     assert torch.equal(torch.get_rng_state(), state) and (np.random.get_state()[1] == numpys).all()
 
@@ -140,8 +141,8 @@ def test_bad_input_is_one_line(tmp_path, base, pairs, tokenizer):
         rewards.load_reward_model(tmp_path / "nowhere", torch.device("cpu"), torch.float32)
     model = initial(base)
     next(model.parameters()).data[:] = float("nan")
-    with pytest.raises(BadInput, match=r"^reward model's loss became .*: lower learning_rate="):
-        train_reward(model, tokenizer, pairs, SETTINGS, seed=0)
+    with pytest.raises(BadInput, match=r"^reward model: the loss became .*: lower learning_rate="):
+        train_reward(model, tokenizer, pairs, SETTINGS, max_length=64, seed=0)
 
 
 def test_it_is_saved_in_the_common_format(base, tmp_path):

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+from preflab.data.worlds import sft_conversations
 from preflab.errors import BadInput
 from preflab.training.sft import SFTSettings, train_sft
 from preflab.weightings import sft_weighting, surrogate
-from preflab.worlds import sft_conversations
 
 SETTINGS = SFTSettings(steps=30, batch_size=16, learning_rate=1e-2)
 
@@ -36,14 +36,14 @@ def completion_nll(model, tokenizer, conversations):
 def test_the_loss_is_on_completion_tokens_alone(make_model, tokenizer, conversations):
     model, few = make_model(dtype=torch.float32), conversations.select(range(8))
     expected = completion_nll(model, tokenizer, few)
-    losses = train_sft(model, tokenizer, few, replace(SETTINGS, steps=1, batch_size=8), seed=0)
+    losses = train_sft(model, tokenizer, few, replace(SETTINGS, steps=1, batch_size=8), max_length=64, seed=0)
     assert losses == pytest.approx([expected], rel=1e-4)
 
 
 def test_the_loss_falls_and_the_model_has_learnt(make_model, tokenizer, conversations):
     model = make_model(dtype=torch.float32)
     before = completion_nll(model, tokenizer, conversations)
-    losses = train_sft(model, tokenizer, conversations, SETTINGS, seed=0)
+    losses = train_sft(model, tokenizer, conversations, SETTINGS, max_length=64, seed=0)
     assert len(losses) == 30 and losses[-1] < 0.7 * losses[0]
     assert completion_nll(model, tokenizer, conversations) < 0.7 * before
     assert not model.training
@@ -51,7 +51,8 @@ def test_the_loss_falls_and_the_model_has_learnt(make_model, tokenizer, conversa
 
 def test_the_seed_decides_and_the_global_generator_is_left_alone(make_model, tokenizer, conversations):
     start, settings = make_model(dtype=torch.float32), replace(SETTINGS, steps=6)
-    runs = [train_sft(copy.deepcopy(start), tokenizer, conversations, settings, seed=s) for s in (0, 0, 1)]
+    how = {"max_length": 64}
+    runs = [train_sft(copy.deepcopy(start), tokenizer, conversations, settings, seed=s, **how) for s in (0, 0, 1)]
     assert runs[0] == runs[1] != runs[2]
 
 
@@ -59,7 +60,8 @@ def test_training_leaves_the_global_generator_alone(make_model, tokenizer, conve
     torch.manual_seed(12345)
     np.random.seed(12345)
     state, numpys = torch.get_rng_state(), np.random.get_state()[1].copy()
-    train_sft(make_model(dtype=torch.float32), tokenizer, conversations, replace(SETTINGS, steps=1), seed=0)
+    one = replace(SETTINGS, steps=1)
+    train_sft(make_model(dtype=torch.float32), tokenizer, conversations, one, max_length=64, seed=0)
     assert torch.equal(torch.get_rng_state(), state)
     assert (np.random.get_state()[1] == numpys).all()
 
@@ -70,8 +72,8 @@ def test_a_loss_that_is_no_number_stops_the_run(cause, make_model, tokenizer, co
     if cause == "weights":
         next(model.parameters()).data[:] = float("nan")
     settings = replace(SETTINGS, steps=4, learning_rate=1e30 if cause == "learning rate" else 1e-2)
-    with pytest.raises(BadInput, match=r"^SFT loss became .*: lower learning_rate=") as error:
-        train_sft(model, tokenizer, conversations, settings, seed=0)
+    with pytest.raises(BadInput, match=r"^SFT: the loss became .*: lower learning_rate=") as error:
+        train_sft(model, tokenizer, conversations, settings, max_length=64, seed=0)
     assert "\n" not in str(error.value)
 
 

@@ -1,14 +1,18 @@
 """Preference worlds: the oracle inverts the grammar, the labels are Bradley-Terry, the knobs are true."""
 
+import ast
+import hashlib
+import importlib.util
 import itertools
+import json
 from dataclasses import astuple, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from preflab import worlds
-from preflab.errors import BadInput
-from preflab.worlds import (
+from preflab.data import worlds
+from preflab.data.worlds import (
     CLOSINGS,
     FILLERS,
     OPENINGS,
@@ -31,10 +35,12 @@ from preflab.worlds import (
     sample_prompts,
     sample_response,
     sft_conversations,
+    train_and_test_pairs,
     vocabulary,
     world_objectives,
     world_pairs,
 )
+from preflab.errors import BadInput
 
 LAMP = Prompt("fix", "old", "lamp", "at home")  # right: the wire, then test
 ALL_OBJECTIVES = [(w.name, o.name) for w in WORLDS.values() for o in w.objectives]
@@ -228,6 +234,43 @@ def test_seeds_draw_training_pairs_and_nothing_else():
     assert set(one[0]["objective"]) == {"safer"}
 
 
+def sha256(*tables):
+    lines = (json.dumps(row, sort_keys=True) + "\n" for rows in tables for row in rows)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def test_what_is_drawn_stays_the_same():
+    """Computed before `worlds` became a package. Other numbers make recorded runs incomparable."""
+    pairs = world_pairs("conflict", "helpful", n_train=32, n_test=16, seed=3)
+    assert sha256(*pairs) == "4f6bd08e55752ef542f08241ed43e3292a65eeff0190e0c15710c4b8c385f7d1"
+    conversations = sft_conversations(50, np.random.default_rng(0))
+    assert sha256(conversations) == "660f7a03cb0c359c44d8d8a5a90c4f08678a7c7f15de0ab87a58491ec8f0c928"
+    assert sha256([vocabulary()]) == "819d48923bc84878307b338b02ccbb6c4e0fe71998aca31d05d00a7884350f72"
+
+
+@pytest.mark.parametrize(
+    ("name", "sha"),
+    [
+        ("conflict", "2807c2132196a5f4ae4ed8a336b7fb88c383df727bf257a71b99e46365171d0d"),
+        ("attributes", "31f3e44349d3d0c83de92795deab2c9fd11290144ae5de99da9f7f80600e0b45"),
+        ("safety", "4af9d754cf02be1011763e615ce9da19ecfc3548afd8c2ac55a1ffa8141aace6"),
+        ("compatible", "d6fb7f4b0be3fdc78e272584f53f720de5175f26b04c336cbd687f7320e9524f"),
+    ],
+)
+def test_a_named_world_is_told_by_its_repr(name, sha):
+    """Stages are cached under the repr of their world."""
+    assert hashlib.sha256(repr(get_world(name)).encode()).hexdigest() == sha
+
+
+def test_a_world_without_a_name_has_the_pairs_of_its_definition():
+    sizes = {"n_train": 8, "n_test": 4, "seed": 1}
+    by_name = world_pairs("safety", "better", **sizes)
+    by_value = train_and_test_pairs(replace(get_world("safety"), name="mine"), "better", **sizes)
+    assert [split.to_list() for split in by_name] == [split.to_list() for split in by_value]
+    made = train_and_test_pairs(make_world(0.3, 0.8), "second", **sizes)
+    assert [len(split) for split in made] == [8, 4] and set(made[0]["objective"]) == {"second"}
+
+
 def test_what_does_not_exist_is_named_in_one_line():
     assert world_objectives("conflict") == ["helpful", "harmless"]
     wrong = [
@@ -246,11 +289,28 @@ def test_what_does_not_exist_is_named_in_one_line():
             r"^objective first: strength 1.0, expected 0.5 < strength < 1$",
         ),
         (lambda: make_world(0, (0.8, 0.5)), r"^objective second: strength 0.5"),
+        (
+            lambda: Objective("o", {"correct": 1}, {"politeness": 1}),
+            r"^objective o: weight of 'politeness', expected of correct, complete, .*faults$",
+        ),
     ]
     for call, message in wrong:
         with pytest.raises(BadInput, match=message) as error:
             call()
         assert "\n" not in str(error.value)
+
+
+def test_an_objective_whose_responses_are_all_tied_draws_no_pairs():
+    other = get_world("safety").objectives[1]
+    for weights, hazard_weights, kind in (({}, {}, "hazardous"), ({}, {"refusal": 1}, "harmless")):
+        world = World("w", (Objective("flat", weights, hazard_weights), other))
+        with pytest.raises(BadInput, match=f"^objective flat: all responses to {kind} prompts are tied, expected"):
+            preference_pairs(world, "flat", "train", 4, np.random.default_rng(0))
+
+
+def test_a_strength_that_no_temperature_gives_is_refused_in_one_line():
+    with pytest.raises(BadInput, match=r"^objective first: no T gives strength 0\.50000\d+, expected 0\.51 to 0\.99$"):
+        make_world(0, 0.5000000001).temperature("first")
 
 
 @pytest.mark.parametrize("strength", [0.5001, 0.9999])
@@ -263,4 +323,23 @@ def test_extreme_strengths_have_a_temperature_or_one_line(strength):
 
 def test_one_language_serves_all():
     assert tuple(Attributes.__dataclass_fields__) == worlds.ATTRIBUTES
+    read_off = read(LAMP, "sure . be careful . use the wire . then test it .")
+    assert read_off.vector().tolist() == [1, 1, 0, 1, 1, 0, 0] == list(astuple(read_off))
     assert len(vocabulary()) == len(set(vocabulary())) < 100
+
+
+def imported(module):
+    """The modules of the package that a module imports, directly or through others; `module` is a dotted name."""
+    found, waiting = set(), [module]
+    while waiting:
+        tree = ast.parse(Path(importlib.util.find_spec(waiting.pop()).origin).read_text())
+        new = {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module.startswith("preflab")}
+        waiting += new - found
+        found |= new
+    return {name.removeprefix("preflab.") for name in found}
+
+
+def test_what_a_base_model_learns_from_knows_no_objectives():
+    """So a new world or another weight does not retrain base models."""
+    assert imported("preflab.data.worlds.language") == {"errors"}
+    assert imported("preflab.data.worlds.conversations") == {"errors", "data.worlds.language"}

@@ -18,9 +18,10 @@ from torch.autograd import forward_ad
 from torch.func import functional_call
 from transformers import PreTrainedModel
 
+from preflab.attention import ATTENTION
 from preflab.errors import BadInput
+from preflab.hardware import precise
 from preflab.likelihood import token_log_probs
-from preflab.models import ATTENTION, precise
 from preflab.weightings import surrogate
 
 Gradient = dict[str, torch.Tensor]  # by parameter name, each of its parameter's shape

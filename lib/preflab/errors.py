@@ -3,3 +3,7 @@
 
 class BadInput(ValueError):
     """A user-facing error; its message is one line naming file, key, value and what was expected."""
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

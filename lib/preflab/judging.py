@@ -1,32 +1,14 @@
-"""Win rates: who answers better, prompt by prompt. Ties count half."""
+"""Who answers better, prompt by prompt, and how answers vary. Ties count half."""
 
-import json
-import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-import torch
+import pandas as pd
 
-from preflab import dynamics, rewards, runs
-from preflab.bases import base_tokenizer
-from preflab.cache import digest
-from preflab.dynamics import Answers, Training
-from preflab.generation import generate
-from preflab.parameters import DynamicsSettings
-
-ALPACA_TOKENS = 512  # new ones, as in App. B.3 of paper D
-ANNOTATOR = "weighted_alpaca_eval_gpt4_turbo"  # AlpacaEval's default, as there
-
-
-def judged(p: DynamicsSettings, answers: Answers, greedy: bool, which: range | None = None) -> np.ndarray:
-    """The judge's score of each response to the held-out prompts, (prompts,): the oracle's utility in a world,
-    else the reward model's score, which is no independent judge of what was trained on it."""
-    prompts = dynamics.held_out_prompts(p, which)
-    if spec := dynamics.objective_of(p):
-        return rewards.utilities(spec, prompts, answers.final_texts if greedy else answers.sampled_texts)
-    scores = dynamics.reward_of(p)(prompts, answers.final if greedy else answers.sampled)
-    return scores.to(torch.float64).numpy()
+from preflab.stages.answers import Answers
+from preflab.statistics import Interval
 
 
 def wins(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
@@ -41,8 +23,8 @@ def distinct(texts: list[str], n: int) -> float:
 
 
 def described(answers: Sequence[Answers]) -> dict[str, float]:
-    """KL to the SFT model, nats a response; entropy, nats a token; diversity and length, tokens a response: of sampled
-    answers, the mean over runs."""
+    """How sampled answers vary, the mean over runs: KL from the SFT model in nats a response, entropy in nats a token,
+    the shares of different answers and of different pairs of words, and the length in tokens."""
     return {
         "KL": float(np.mean([a.kl for a in answers])),
         "entropy": float(np.mean([a.entropy for a in answers])),
@@ -52,40 +34,47 @@ def described(answers: Sequence[Answers]) -> dict[str, float]:
     }
 
 
-# --- AlpacaEval ---------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Judged:
+    """The answers of several runs to n held-out prompts, and the judge's scores of them."""
+
+    answers: list[Answers]  # a run each
+    greedy: np.ndarray  # (runs, n) scores of the greedy answers
+    sampled: np.ndarray  # (runs, n) scores of the sampled answers
+
+    @property
+    def score(self) -> float:
+        """The mean score of sampled answers."""
+        return self.sampled.mean()
+
+    def wins(self, rival: "Judged", greedy: bool = False) -> np.ndarray:
+        """Prompt by prompt against the rival's run with the same seed, or against its only run: (runs, n)."""
+        return wins(self.greedy, rival.greedy) if greedy else wins(self.sampled, rival.sampled)
 
 
-def export_for_alpaca_eval(
-    p: DynamicsSettings, trainings: Mapping[str, Training], instructions: list[dict], folder: Path
-) -> list[str]:
-    """NN_NAME/model_outputs.json below `folder`: greedy answers of each run's final policy, and of the SFT model, the
-    baseline, in AlpacaEval's format. Returns the commands that judge them, to be run in `folder`.
+def as_table(
+    rows: Mapping[str, Mapping[str, Any]], counts: Mapping[str, int], columns: Sequence[str] | None = None
+) -> pd.DataFrame:
+    """Rows, or some of their columns, as a reader sees them: three decimals, and nothing where nothing was measured.
 
-    `instructions` are rows with an `instruction`, whose other keys but `output` and `generator` are kept. AlpacaEval
-    and its judge's account are not part of this project.
+    `counts` says what the numbers rest on, for example {"prompts": 128, "seeds": 2}. It stands in the table's corner.
     """
-    commands = []
-    for number, (name, training) in enumerate({"SFT": None, **trainings}.items()):
-        own = f"{number:02d}_" + re.sub(r"\W+", "_", name)  # no shell minds it, and no two are the same
-        path = folder / own / "model_outputs.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(_outputs(p, training, instructions, name), indent=1))
-        if training:
-            outputs = f"--model_outputs {own}/model_outputs.json --reference_outputs 00_SFT/model_outputs.json"
-            commands.append(f"alpaca_eval {outputs} --annotators_config {ANNOTATOR} --output_path {own}")
-    return commands
+    shown = list(dict.fromkeys(name for row in rows.values() for name in row) if columns is None else columns)
+    texts = [[_as_text(row.get(name)) for name in shown] for row in rows.values()]
+    return pd.DataFrame(texts, list(rows), shown).rename_axis(columns=counted(counts))
 
 
-def _outputs(p: DynamicsSettings, training: Training | None, instructions: list[dict], generator: str) -> list[dict]:
-    asked = [row["instruction"] for row in instructions]
-    key = {"answers": dynamics.answers_key(p, training), "asked": digest(asked), "tokens": ALPACA_TOKENS}
-    entry = runs.cache().entry("alpaca", key, lambda folder: _answer(p, training, asked, folder))
-    outputs = json.loads((entry / "outputs.json").read_text())
-    return [row | {"output": output, "generator": generator} for row, output in zip(instructions, outputs, strict=True)]
+def counted(counts: Mapping[str, int]) -> str:
+    """Numbers with what they count, a plural: "128 prompts, 1 seed"."""
+    return ", ".join(f"{n} {what if n != 1 else what.removesuffix('s')}" for what, n in counts.items())
 
 
-def _answer(p: DynamicsSettings, training: Training | None, asked: list[str], folder: Path) -> None:
-    prompts = [[{"role": "user", "content": text}] for text in asked]
-    with dynamics.final_model(p, training) as model:
-        outputs = generate(model, base_tokenizer(p), prompts, max_new_tokens=ALPACA_TOKENS, batch_size=p.measure_batch)
-    (folder / "outputs.json").write_text(json.dumps(outputs))
+def _as_text(value: Any) -> str:
+    if isinstance(value, (str, int, Interval)):
+        return str(value)
+    return f"{value:.3f}" if value is not None and np.isfinite(value) else ""
+
+
+def decided(intervals: Mapping[str, Interval]) -> list[str]:
+    """The names of those intervals that leave out zero."""
+    return [name for name, interval in intervals.items() if interval.low > 0 or interval.high < 0]

@@ -1,174 +1,44 @@
-"""Models and tokenizers: tiny ones built from a config, hub ones by name, one code path for both.
+"""Models: tiny ones built from a shape, others by name, one code path for both; LoRA adapters.
 
-Device and dtype are decided here and nowhere else. Everything is saved in Hugging Face's and PEFT's
-own formats (safetensors) and loads through AutoModelForCausalLM, AutoTokenizer and PeftModel.
+Everything is saved in Hugging Face's and PEFT's own formats (safetensors) and loads through AutoModelForCausalLM,
+AutoTokenizer and PeftModel.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Literal
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from pydantic import Field
 from safetensors import SafetensorError
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import (
-    AttentionInterface,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    GPTNeoXConfig,
-    LlamaConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
-)
-from transformers.masking_utils import AttentionMaskInterface, eager_mask
+from transformers import AutoModelForCausalLM, GPTNeoXConfig, LlamaConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from preflab.errors import BadInput
+from preflab.attention import ATTENTION
+from preflab.errors import BadInput, first_line
+from preflab.settings import Count, Share, settings
 
-SPECIAL_TOKENS = ["<pad>", "<unk>", "<eos>", "<user>", "<assistant>"]
-CHAT_TEMPLATE = (
-    "{% for message in messages %}"
-    "{% if message['role'] == 'assistant' %}"
-    "<assistant>{% generation %}{{ message['content'] }}<eos>{% endgeneration %}"
-    "{% else %}<user>{{ message['content'] }}{% endif %}"
-    "{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
-)
-PLAIN_TEMPLATE = (  # of text alone, for tokenizers without markers of their own
-    "{% for message in messages %}"
-    "{{ ('' if loop.first else '\\n') + '<|' + message['role'] + '|>\\n' + message['content'] + eos_token }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '\\n<|assistant|>\\n' }}{% endif %}"
-)
 LORA_TARGETS = {  # every linear projection of a block, as in paper S
     "gpt_neox": ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"],
     "llama": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
 }
 
 
-# --- device and dtype ---------------------------------------------------------------------------
+@settings
+class Shape:
+    """Shape of a model that is built from scratch."""
+
+    architecture: Literal["gpt_neox", "llama"] = "gpt_neox"
+    hidden_size: Annotated[int, Field(ge=8)] = 64
+    layers: Count = 3
+    heads: Count = 4
+    context: Annotated[int, Field(ge=16)] = 64  # tokens of prompt and response
+
+    def __post_init__(self):
+        if self.hidden_size % self.heads:
+            raise ValueError(f"hidden_size={self.hidden_size}: expected a multiple of heads={self.heads}")
 
 
-def resolve_device(device: str) -> torch.device:
-    """The device to run on: "auto" takes CUDA, then MPS, then the CPU. Raises BadInput for one that is not there."""
-    present = [
-        name
-        for name, there in (
-            ("cuda", torch.cuda.is_available()),
-            ("mps", torch.backends.mps.is_available()),
-            ("cpu", True),
-        )
-        if there
-    ]
-    if device == "auto":
-        return torch.device(present[0])
-    if device not in present:
-        raise BadInput(f"device={device!r}: not on this machine, expected one of: auto, {', '.join(present)}")
-    return torch.device(device)
-
-
-def resolve_dtype(dtype: str) -> torch.dtype:
-    """A floating dtype by its torch name. Raises BadInput for any other word."""
-    if dtype not in ("float32", "float64", "bfloat16"):
-        raise BadInput(f"dtype={dtype!r}: expected float32, float64 or bfloat16")
-    return getattr(torch, dtype)
-
-
-def precise(tensor: torch.Tensor) -> torch.Tensor:
-    """In float64, on the CPU where the tensor's device (MPS) has none."""
-    return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
-
-
-# --- attention ----------------------------------------------------------------------------------
-
-ATTENTION = "exact"  # the name under which transformers knows the function below
-
-
-def exact_attention(
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float,
-    dropout: float = 0.0,
-    **_,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """softmax(q k^T * scaling, masked) v, written out: forward-mode AD needs that.
-
-    transformers' "eager" takes the softmax in float32 whatever the model's dtype, which costs float64 half
-    its digits and makes NaN of left padding there; this takes it in the model's dtype, or float32 if that
-    is less. query is (batch, heads, seq, head size); key and value may have fewer heads. Returns
-    (batch, seq, heads, head size) and the attention weights.
-    """
-    if (groups := query.shape[1] // key.shape[1]) > 1:  # grouped-query attention
-        key, value = (t.repeat_interleave(groups, dim=1) for t in (key, value))
-    # `*` would make a tensor of the number, and send forward-mode AD through torch's slow path.
-    scores = torch.ops.aten.mul.Scalar(query @ key.transpose(2, 3), scaling)
-    if attention_mask is not None:  # 0 where attention is allowed
-        scores = scores.masked_fill(attention_mask != 0, torch.finfo(scores.dtype).min)
-    weights = torch.softmax(scores, -1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(query.dtype)
-    weights = torch.nn.functional.dropout(weights, dropout, training=module.training)
-    return (weights @ value).transpose(1, 2).contiguous(), weights
-
-
-AttentionInterface.register(ATTENTION, exact_attention)
-AttentionMaskInterface.register(ATTENTION, eager_mask)
-
-
-# --- tokenizers ---------------------------------------------------------------------------------
-
-
-def word_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
-    """One token a word, for the worlds' language."""
-    vocab = {token: i for i, token in enumerate([*SPECIAL_TOKENS, *words])}
-    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return _chat_tokenizer(tokenizer)
-
-
-def bpe_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """Byte-level BPE trained on the reader's own texts."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.normalizer = normalizers.NFC()
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size, special_tokens=SPECIAL_TOKENS, initial_alphabet=alphabet, show_progress=False
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    return _chat_tokenizer(tokenizer)
-
-
-def _chat_tokenizer(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="<pad>",
-        unk_token="<unk>",
-        eos_token="<eos>",
-        additional_special_tokens=["<user>", "<assistant>"],
-        padding_side="right",
-        clean_up_tokenization_spaces=False,
-    )
-    fast.chat_template = CHAT_TEMPLATE
-    return fast
-
-
-# --- models -------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class TinyConfig:
-    """Shape of a model built from scratch."""
-
-    architecture: str = "gpt_neox"  # or "llama"
-    hidden_size: int = 64
-    layers: int = 4
-    heads: int = 4
-    context: int = 64  # tokens
-
-
-def tiny_model(config: TinyConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
+def tiny_model(config: Shape, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
     """A randomly initialised causal LM in float32."""
     shape = {
         "vocab_size": len(tokenizer),
@@ -182,12 +52,7 @@ def tiny_model(config: TinyConfig, tokenizer: PreTrainedTokenizerBase, seed: int
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
-    if config.architecture == "gpt_neox":
-        hf_config = GPTNeoXConfig(**shape)
-    elif config.architecture == "llama":
-        hf_config = LlamaConfig(**shape)
-    else:
-        raise BadInput(f"architecture={config.architecture!r}: expected gpt_neox or llama")
+    hf_config = {"gpt_neox": GPTNeoXConfig, "llama": LlamaConfig}[config.architecture](**shape)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # transformers initialises from the global generator
         model = AutoModelForCausalLM.from_config(hf_config, attn_implementation=ATTENTION, dtype=torch.float32)
@@ -218,29 +83,6 @@ def load_model(
     return model.to(device).eval()
 
 
-def load_tokenizer(name: str, revision: str | None = None, plain: bool = False) -> PreTrainedTokenizerBase:
-    """A saved or hub tokenizer with a chat template and a pad token.
-
-    With `plain`, one without a template gets PLAIN_TEMPLATE: for a model that SFT is about to teach it.
-    Raises BadInput where it cannot be loaded or lacks a template.
-    """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise BadInput(f"tokenizer {name!r}: not loadable: {first_line(error)}") from error
-    if tokenizer.chat_template is None and plain:
-        tokenizer.chat_template = PLAIN_TEMPLATE
-    if tokenizer.chat_template is None:
-        raise BadInput(f"tokenizer {name!r}: has no chat template, expected a chat or instruct model, or sft_source")
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
-
-
-def first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Weights (safetensors), config and tokenizer; for a PeftModel the adapter alone, in PEFT's format."""
     model.save_pretrained(folder)
@@ -251,13 +93,13 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folde
 # --- LoRA ---------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@settings
 class Lora:
-    """rank 0 means full fine-tuning."""
+    """Section `lora`: an adapter on every projection of a block. Rank 0 means full fine-tuning."""
 
-    rank: int = 8
-    alpha: int = 16
-    dropout: float = 0.0
+    rank: Annotated[int, Field(ge=0)] = 8
+    alpha: Annotated[int, Field(ge=0)] = 16
+    dropout: Share = 0.0
 
 
 def trainable(model: PreTrainedModel, lora: Lora, seed: int) -> PreTrainedModel | PeftModel:

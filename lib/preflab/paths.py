@@ -1,15 +1,29 @@
 """Where the checkout and its results are; light to import, so that a mistyped command fails at once."""
 
-import os
 from pathlib import Path
+
+from preflab.errors import BadInput
+
+MARKS = ("notebooks", "params", "pyproject.toml")  # what a checkout of this project holds
 
 
 def project_root() -> Path:
-    """The checkout this package is installed from. Never the working directory: papermill, nbval and
-    JupyterLab each have another one."""
-    return Path(__file__).resolve().parents[2]
+    """The checkout that the working directory is in; from anywhere else, the one this package is installed from.
+
+    Raises BadInput if there is neither: a package that was installed without a checkout has no notebooks.
+    """
+    here = Path.cwd()
+    installed = Path(__file__).resolve().parents[2]
+    for folder in (here, *here.parents, installed):
+        if all((folder / mark).exists() for mark in MARKS) and _is_ours(folder / "pyproject.toml"):
+            return folder
+    raise BadInput(f"no checkout of preflab at {here} or above: clone the project and run from its folder")
+
+
+def _is_ours(file: Path) -> bool:
+    return 'name = "preflab"' in file.read_text(errors="replace")
 
 
 def results_root() -> Path:
-    """`results/` of the checkout, or $PREFLAB_RESULTS."""
-    return Path(os.environ.get("PREFLAB_RESULTS") or project_root() / "results")
+    """`results/` of the checkout: results and the cache."""
+    return project_root() / "results"

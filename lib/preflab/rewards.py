@@ -10,7 +10,7 @@ from datasets import Dataset
 from scipy.special import expit
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
-from preflab import worlds
+from preflab.data import worlds
 from preflab.errors import BadInput
 from preflab.generation import Sample, decode
 from preflab.likelihood import collate_responses

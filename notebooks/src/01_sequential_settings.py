@@ -25,10 +25,6 @@
 # %% tags=["parameters"]
 profile: str = "default"  # results go to results/PROFILE/NAME/
 name: str = "01_sequential_settings"
-device: str = "auto"  # auto, cpu, cuda or mps
-dtype: str = "float32"  # float32, float64 or bfloat16
-workers: int = 2  # processes that train at the same time; 1 on a GPU
-
 settings: dict = {  # name: [source, objective A, objective B]
     "conflict": ["world:conflict", "helpful", "harmless"],
     "attributes": ["world:attributes", "helpfulness", "verbosity"],
@@ -42,66 +38,47 @@ test_pairs: int = 200  # per objective, the same for every seed; prompts never t
 prompts: int = 16  # held-out prompts per objective that each stage answers
 max_new_tokens: int = 32
 seeds: list = [0, 1]  # of training pairs, adapter and batch order; the base model is one and fixed
-
-model: str = "tiny"  # "tiny" is built here from the shape below; otherwise a hub name or a folder
-model_revision: str | None = None
-sft_source: str | None = None  # hub: or files: of dialogues that a model by name is tuned on first
-architecture: str = "gpt_neox"  # or llama
-hidden_size: int = 64
-layers: int = 3
-heads: int = 4
-context: int = 64  # tokens of prompt and response; longer pairs are left out
-vocabulary: int = 2048  # size of the BPE vocabulary trained on files: and hub: sources; worlds bring theirs
-base_seed: int = 0
-sft_steps: int = 300
-sft_batch_size: int = 64
-sft_learning_rate: float = 4e-3
-
-beta: float = 0.3  # paper S
-learning_rate: float = 2e-3  # choice: a tiny model wants more than the paper's 5e-5
-batch_size: int = 16  # pairs an update; choice, not stated
-micro_batch_size: int = 16  # pairs a forward pass
-epochs: int = 1  # paper S: one a stage
-warmup_share: float = 0.1  # choice
-lora_rank: int = 8  # paper S: 32; 0 means full fine-tuning
-lora_alpha: int = 16  # choice: twice the rank
-lora_dropout: float = 0.0  # choice
 stage2_reference: str = "base"  # or stage1: what DPO's Stage 2 is trained against
-checkpoint_every: int = 200  # updates between resumable checkpoints within a stage
-
 resamples: int = 1000  # draws behind the intervals of S2 and S4
 show_texts: bool = True  # print example prompts and responses; off for data that is not fit to print
+# Sections: what is given here is laid over the defaults, which the table below shows.
+base: dict = {}  # the base model, for example {"hidden_size": 96, "sft": {"steps": 400}}
+dpo: dict = {}  # {"beta": 0.3}, paper S
+pair_training: dict = {}  # learning rate, batch size, epochs, ...
+lora: dict = {}  # {"rank": 0} is full fine-tuning
+hardware: dict = {}  # device, dtype, workers
 
 # %%
-from preflab.parameters import SequentialSettings
+from preflab.experiments.sequential import Sequential
 
-P = SequentialSettings.from_notebook(globals())  # names, types and ranges, before anything trains
+P = Sequential.from_notebook(globals())  # names, types and ranges, before anything trains
 
 # %%
-import os
-
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-from functools import partial
 from itertools import chain
 
 import numpy as np
 import pandas as pd
 import torch
 
-from preflab import bases, evaluation, figures, runs, sequential, worlds
+from preflab import margins
+from preflab.claims import table as table_of
+from preflab.claims import withheld
 from preflab.claims.sequential import Cell, sequential_claims
+from preflab.data import worlds
+from preflab.experiments.sequential import utilities
 from preflab.figures import sequential as plots
-from preflab.likelihood import collate, encode_pairs, token_log_probs
-from preflab.models import Lora, trainable, unwrap
-from preflab.weightings import dpo_weighting, surrogate
+from preflab.likelihood import collate, token_log_probs
+from preflab.models import unwrap
+from preflab.running.parallel import Job, parallel
+from preflab.running.run import start
+from preflab.stages.base import spoken
+from preflab.statistics import mean_interval
+from preflab.weightings import surrogate
 
-runs.prepare()
-figures.theme()
-pd.options.display.max_colwidth = None
-run = runs.Run(P)
+run = start(P)
 rng = np.random.default_rng(0)  # of intervals that are drawn
-all_settings = sequential.settings_of(P)
-pd.Series(runs.versions() | {"device": runs.device_name(P.device), "seeds": P.seeds}, name="version").to_frame()
+all_settings = P.all_settings()
+run.overview()
 
 # %% [markdown]
 # ## Worlds: objectives with a known relation
@@ -150,13 +127,14 @@ pd.DataFrame(
 # ## The base model
 #
 # A tiny language model, trained with TRL's SFT on well-formed, varied responses, right and wrong ones. It must leave
-# something to prefer: responses that the oracle can read, and that differ.
+# something to prefer: responses that the oracle can read, and that differ. It trains once, in about 20 seconds; later
+# runs load it.
 
 # %%
-base = bases.base_model(P)
-tokenizer = bases.base_tokenizer(P)
-print(f"{base.config.model_type}, {base.num_parameters():,} parameters, {len(tokenizer):,} tokens")
-quality = bases.base_quality(P) if known else {}
+model = P.base_model.load()
+tokenizer = P.base_model.tokenizer()
+print(f"{model.config.model_type}, {model.num_parameters():,} parameters, {len(tokenizer):,} tokens")
+quality = spoken(P.base_model, P.max_new_tokens) if known else {}
 pd.Series(quality, name="sampled responses").to_frame().round(3)
 
 # %% [markdown]
@@ -176,32 +154,54 @@ pd.Series(quality, name="sampled responses").to_frame().round(3)
 # \beta/2$.
 
 # %% tags=["nbval-check-output"]
-pairs = bases.loaded_pairs(P, *P.sources()[0], P.seeds[0]).train
-rows, _ = encode_pairs(pairs.select(range(2)), tokenizer, P.context)
-batch = collate(rows, tokenizer.pad_token_id, base.device)  # TRL's collator: 2 chosen rows above 2 rejected ones
+rows = P.pairs_of(*P.sources()[0]).train_pairs(P.seeds[0]).encoded(P.base_model)[:2]
+batch = collate(rows, tokenizer.pad_token_id, model.device)  # TRL's collator: 2 chosen rows above 2 rejected ones
 with torch.no_grad():
-    reference = token_log_probs(base, batch).sum(1)  # (4,)
-policy = trainable(base, Lora(P.lora_rank, P.lora_alpha), seed=0)
+    reference = token_log_probs(model, batch).sum(1)  # (4,)
+policy = P.base_model.fresh_policy(P.lora, seed=0)  # a fresh adapter: the same model still
 log_probs = token_log_probs(policy, batch)  # (4, seq - 1), zero off the response
-c, loss, margins = dpo_weighting(log_probs.sum(1) - reference, batch["completion_mask"][:, 1:], P.beta)
-surrogate(c, log_probs).backward()  # the gradient of DPO, from c alone
-print(f"log_probs {tuple(log_probs.shape)}, loss {loss.mean():.4f}, margins {margins.tolist()}")
+mask = batch["completion_mask"][:, 1:]  # (4, seq - 1), 1 on response tokens
+c, loss, m = P.dpo.weigh(log_probs.sum(1) - reference, mask)  # (4, seq - 1), (2,), (2,)
+print(f"log_probs {tuple(log_probs.shape)}, loss {loss.mean():.4f}, margins {m.tolist()}")
 print("c, chosen row  :", c[0][c[0] != 0].unique().tolist())
 print("c, rejected row:", c[2][c[2] != 0].unique().tolist())
-policy.zero_grad()
-base = unwrap(policy)
+
+# %% [markdown]
+# **One step of the optimiser**, in full view. The surrogate $-\sum c\log\pi$ has DPO's gradient. Adam takes one step
+# along it. After the step the chosen responses are more likely than before, relative to the rejected ones: both margins
+# have left 0, and the loss lies below $\ln 2$.
+
+# %%
+optimizer = torch.optim.AdamW([p for p in policy.parameters() if p.requires_grad], lr=P.pair_training.learning_rate)
+loss_to_differentiate = surrogate(c, log_probs) / len(rows)  # a scalar; c is a constant in it
+optimizer.zero_grad()
+loss_to_differentiate.backward()  # the gradient of DPO, from c alone
+optimizer.step()
+
+with torch.no_grad():
+    ratios = token_log_probs(policy, batch).sum(1) - reference  # (4,): log pi/pi_ref after the step
+_, loss_after, m_after = P.dpo.weigh(ratios, mask)
+print(f"loss {loss.mean():.4f} → {loss_after.mean():.4f}")
+print("margins", [f"{before:+.4f} → {after:+.4f}" for before, after in zip(m, m_after, strict=True)])
+model = unwrap(policy)  # the adapter is thrown away; the base was never touched
 
 # %% [markdown]
 # ## Run: two stages, both orders, every seed
+#
+# The trainer (`preflab.training.from_pairs`) does this step for every batch, with a learning rate that warms up and falls,
+# and with clipped gradients.
 #
 # Stage 1 trains a fresh adapter on one objective; Stage 2 goes on with the same adapter on the other. After every stage
 # the held-out pairs of *both* objectives are scored, and held-out prompts answered. Stages are cached by content: a
 # second run loads them, an interrupted one goes on.
 
 # %%
-phases = dict(zip(("base model scored", "Stage 1", "Stage 2"), sequential.all_stages(P), strict=True))
-runs.parallel(partial(sequential.run_stage, P), phases, P.workers, ready=partial(sequential.is_cached, P))
-sequences = [sequential.load_sequence(P, s, order) for s in all_settings for order in s.orders]
+phases = {what: [Job(label, (stage,)) for label, stage in some.items()] for what, some in P.phases().items()}
+parallel(phases, P.hardware.workers)
+sequences = P.sequences()
+for text in P.few():
+    print(text)
+print(f"every number below rests on {P.held_out_pairs()} held-out pairs an objective, {len(P.seeds)} seeds")
 
 # %% [markdown]
 # Two margins are measured on each held-out pair, and nothing is averaged yet:
@@ -215,16 +215,16 @@ sequences = [sequential.load_sequence(P, s, order) for s in all_settings for ord
 # %%
 def accuracies(sequence):
     for objective in sequence.path:
-        relative = evaluation.accuracy(sequence.dpo_margins[objective]).mean(1)
-        policy = evaluation.accuracy(sequence.policy_margins[objective]).mean(1)
+        relative = margins.accuracy(sequence.dpo_margins[objective]).mean(1)
+        policy = margins.accuracy(sequence.policy_margins[objective]).mean(1)
         yield {
             "sequence": sequence.name,
             "measured on": objective,
-            "relative S1": relative[1],
-            "relative S2": relative[2],
-            "policy base": policy[0],
-            "policy S1": policy[1],
-            "policy S2": policy[2],
+            "relative, Stage 1": relative[1],
+            "relative, Stage 2": relative[2],
+            "policy, base": policy[0],
+            "policy, Stage 1": policy[1],
+            "policy, Stage 2": policy[2],
         }
 
 
@@ -233,7 +233,7 @@ table.set_index(["sequence", "measured on"]).round(2)
 
 
 # %%
-paths = {s.name: {o: [evaluation.mean_interval(m) for m in s.policy_margins[o]] for o in s.path} for s in sequences}
+paths = {s.name: {o: [mean_interval(m) for m in s.policy_margins[o]] for o in s.path} for s in sequences}
 run.figure("margin_paths", plots.margin_paths({n.replace(": ", "\n"): v for n, v in paths.items()}))
 # %% [markdown]
 # **Read it.** Each panel follows both objectives from the base model over Stage 1 to Stage 2. The circles were trained
@@ -242,13 +242,13 @@ run.figure("margin_paths", plots.margin_paths({n.replace(": ", "\n"): v for n, v
 #
 # ## The outcome of each setting and order
 #
-# The rule, fixed before any run (`evaluation.outcome`). Let $g$ be what Stage 1 gained in mean policy margin and
+# The rule, fixed before any run (`margins.outcome`). Let $g$ be what Stage 1 gained in mean policy margin and
 # $d = 0.1\,g$. **Degraded**: the interval of Stage 2's change lies below $-d$. **Transferred**: above $+d$. Within
 # $\pm d$: **redistributed** if clearly more than 10 % of the pairs changed sides, else **stable**. Otherwise
 # **inconclusive**; **not learned** if $g$ is not above zero.
 
 # %%
-outcomes = {s.name: evaluation.outcome(*s.policy_margins[s.path[0]]) for s in sequences}
+outcomes = {s.name: margins.outcome(*s.policy_margins[s.path[0]]) for s in sequences}
 pd.DataFrame(
     {
         n: {
@@ -277,10 +277,10 @@ run.figure("outcome_map", plots.outcome_map(cells))
 # An aggregate is a mean over pairs. How far do the pairs agree with it?
 
 # %%
-changes = {s.name: np.subtract(*s.policy_margins[s.path[0]][[2, 1]]) for s in sequences}
+changes = {s.name: s.change for s in sequences}
 run.figure("change_distributions", plots.change_distributions(changes))
 # %%
-tables = {s.name: evaluation.transitions(*s.policy_margins[s.path[0]][1:]) for s in sequences}
+tables = {s.name: margins.transitions(*s.policy_margins[s.path[0]][1:]) for s in sequences}
 run.figure("transitions", plots.transition_bars(tables))
 
 # %% [markdown]
@@ -298,8 +298,8 @@ for s in sequences:
     stage1 = s.policy_margins[s.path[0]][1]
     scores = {"own": stage1}
     if len(P.seeds) > 1:
-        scores["independent"] = evaluation.independent_score(stage1)
-    quartile_curves[s.name] = {k: evaluation.quartile_changes(changes[s.name], score) for k, score in scores.items()}
+        scores["independent"] = margins.independent_score(stage1)
+    quartile_curves[s.name] = {k: margins.quartile_changes(changes[s.name], score) for k, score in scores.items()}
 run.figure("quartiles", plots.quartile_changes({n.replace(": ", "\n"): v for n, v in quartile_curves.items()}))
 
 # %% [markdown]
@@ -313,7 +313,7 @@ run.figure("quartiles", plots.quartile_changes({n.replace(": ", "\n"): v for n, 
 def spoken(sequence):
     for objective in sequence.path:
         means = [
-            np.mean([sequential.utilities(sequence.setting.world, objective, r.samples).mean() for r in stage])
+            np.mean([utilities(sequence.setting.world, objective, r.samples).mean() for r in stage])
             for stage in sequence.results
         ]
         yield {"sequence": sequence.name, "utility of": objective} | dict(zip(plots.STAGES, means, strict=True))
@@ -352,8 +352,9 @@ measured = [
     )
     for s in sequences
 ]
-verdicts = sequential_claims(measured, outcomes, rng, P.resamples)
-pd.DataFrame(verdicts).set_index("id")[["statement", "statistic", "value", "interval", "verdict"]]
+found = sequential_claims(measured, outcomes, rng, P.resamples)
+verdicts = withheld(found, P.held_out_pairs(), "held-out pairs")
+table_of(verdicts)
 
 # %%
 folder = run.finish(
@@ -369,21 +370,22 @@ folder = run.finish(
     series={
         "margin_paths": paths,
         "quartiles": quartile_curves,
-        "loss": {s.name: [[log["loss"] for log in r.history] for r in s.results[2]] for s in sequences},
+        "loss": {s.name: P.loss(s) for s in sequences},
     },
-    data={
-        f"{stage.setting.name}/{stage.path[0]}/seed {stage.seed}": sequential.load_stage(P, stage).data
-        for stage in phases["Stage 1"]
-    },
+    data=P.reports(),
 )
 print("results in", "/".join(folder.parts[-3:]))
 
 # %% [markdown]
 # ## Exercises
 #
+# Change the parameters cell, then choose *Run → Run All Cells*. What is trained already does not train again.
+#
 # 1. Set `stage2_reference` to `"stage1"`. Which outcomes change? What does the loss of the first Stage-2 step tell you?
-# 2. `worlds.make_world(compatibility, strength)` makes a world with a wanted relation. At which correlation does
-#    forgetting turn into transfer?
-# 3. Set `lora_rank` to 0 for full fine-tuning (and lower `learning_rate`). Is forgetting a matter of the adapter?
-# 4. Train Stage 2 on the *same* objective with new pairs. What remains of "forgetting" is the noise of training.
+# 2. A source can name a world with a wanted compatibility and strength: add the setting
+#    `"made": ["world:made(0.5,0.85)", "first", "second"]`. At which correlation does forgetting turn into transfer?
+# 3. Set `lora` to `{"rank": 0}` for full fine-tuning, and `pair_training` to `{"learning_rate": 3e-4}`. Is forgetting a
+#    matter of the adapter?
+# 4. Train Stage 2 on the *same* objective: add `"again": ["world:conflict", "helpful", "helpful"]`. Stage 2 gets new
+#    pairs. What remains of "forgetting" is the noise of training.
 # 5. Run it on real human preferences: `preflab run 01_sequential_settings_hh --profile files -p data=FOLDER`.

@@ -31,10 +31,6 @@
 # %% tags=["parameters"]
 profile: str = "default"  # results go to results/PROFILE/NAME/
 name: str = "02_g_dynamics"
-device: str = "auto"  # auto, cpu, cuda or mps
-dtype: str = "float32"  # float32, float64 or bfloat16
-workers: int = 2  # processes that train or measure at the same time; 1 on a GPU
-
 source: str = "world:conflict"  # paper D: UltraFeedback
 objective: str = "helpful"
 final_source: str | None = None  # of the held-out prompts that D' answers; None: those of `source`
@@ -45,117 +41,72 @@ train_pairs: int = 1600  # DPO's pairs; PPO and the reward model use the same pr
 test_pairs: int = 256
 max_new_tokens: int = 32
 seeds: list = [0, 1]  # of training pairs, adapter, batch order and samples; base and reward model are one and fixed
-
-model: str = "tiny"  # "tiny" is built here from the shape below; otherwise a hub name or a folder
-model_revision: str | None = None
-sft_source: str | None = None  # hub: or files: of dialogues that a model by name is tuned on first
-architecture: str = "gpt_neox"  # or llama
-hidden_size: int = 64
-layers: int = 3
-heads: int = 4
-context: int = 64  # tokens of prompt and response
-vocabulary: int = 2048  # size of the BPE vocabulary trained on files: and hub: sources; worlds bring theirs
-base_seed: int = 0
-sft_steps: int = 300
-sft_batch_size: int = 64
-sft_learning_rate: float = 4e-3
-lora_rank: int = 0  # 0 means full fine-tuning
-lora_alpha: int = 16
-lora_dropout: float = 0.0
-
-beta: float = 0.1  # the Qwen3 recipe attributed to paper D
-dpo_learning_rate: float = 3e-4  # choice: a tiny model wants more than 5e-5
-dpo_batch_size: int = 16  # pairs an update; choice
-dpo_micro_batch_size: int = 16  # pairs a forward pass
-dpo_epochs: int = 2  # the same recipe
-warmup_share: float = 0.05  # the same recipe; then linear to zero
-weight_decay: float = 0.0
-
-reward: str = "model"  # or oracle: what PPO is rewarded by
-reward_epochs: int = 2
-reward_batch_size: int = 16  # pairs an update
-reward_learning_rate: float = 2e-3
-label_flips: float = 0.0  # share of the reward model's training labels that are turned round
-
-ppo_iterations: int = 50
-ppo_batch_size: int = 64  # samples an iteration
-ppo_minibatch_size: int = 32  # samples an update
-ppo_micro_batch_size: int = 64  # samples a forward pass
-ppo_epochs: int = 2  # passes over an iteration's samples
-ppo_learning_rate: float = 1e-3
-clip: float = 0.2
-value_clip: float = 0.2
-value_coefficient: float = 0.1
-own_value_trunk: bool = True  # False: the value head sits on the policy's hidden states
-gae_lambda: float = 0.95
-kl_coefficient: float = 0.05  # of the KL to the SFT model, in the reward
-kl_target: float | None = None  # nats a response: the coefficient adapts to it; None: it stays
-missing_eos_penalty: float = 1.0
-checkpoint_every: int = 100  # updates (DPO) or iterations (PPO) between resumable checkpoints
-
-dpo_measure_every: int = 20  # updates between two measurements of G
-ppo_measure_every: int = 5  # iterations
-snapshots: str = "keep"  # or replay: train again instead of keeping weights; the numbers are the same
-probe: int = 128  # training pairs (DPO) or fresh samples (PPO) that G is measured on
-finals: int = 128  # held-out prompts whose responses by the final policy are D'
-final_temperature: float = 0.0  # decoding of D': 0 is greedy; choice, not stated
-nll: str = "sum"  # over the tokens of a response, as the paper's formula has it; or mean
-measure_batch: int = 64  # sequences a pass of the measurement
-shown: int = 3  # pairs and samples in the token picture
 show_texts: bool = True  # print prompts and responses; off for data that is not fit to print
+# Sections: what is given here is laid over the defaults, which the table below shows.
+base: dict = {}  # the base model, for example {"hidden_size": 96, "sft": {"steps": 400}}
+lora: dict = {}  # {"rank": 8} trains an adapter instead of all parameters
+dpo: dict = {}  # beta
+ppo: dict = {}  # clip, KL coefficient, GAE, values, ...
+pair_training: dict = {}  # DPO's loop: learning rate, batch size, epochs, ...
+sample_training: dict = {}  # PPO's loop: iterations, batch sizes, learning rate, ...
+reward: dict = {}  # {"kind": "oracle"}; the training of a reward model
+measurement: dict = {}  # how often, and on what, G is measured
+hardware: dict = {}  # device, dtype, workers
+
 # %%
-from preflab.parameters import DynamicsSettings
+from preflab.experiments.dynamics import GDynamics
 
-P = DynamicsSettings.from_notebook(globals())  # names, types and ranges, before anything trains
+P = GDynamics.from_notebook(globals())  # names, types and ranges, before anything trains
 
 # %%
-import os
-
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-from functools import partial
-
 import numpy as np
 import pandas as pd
 import torch
+from torch.autograd import forward_ad
+from torch.func import functional_call
 
-from preflab import alignment, bases, dynamics, evaluation, figures, measurement, rewards, runs, weightings, worlds
+from preflab import alignment, rewards, weightings
+from preflab.claims import table as table_of
+from preflab.claims import withheld
 from preflab.claims.dynamics import Curves, dynamics_claims
+from preflab.data import worlds
 from preflab.figures import dynamics as plots
 from preflab.generation import decode, sample
 from preflab.likelihood import collate, collate_responses, token_log_probs
+from preflab.measured import COMPONENTS, SIGNS
+from preflab.methods.method import Scored
 from preflab.models import unwrap
-from preflab.training.ppo import gae, token_rewards, whiten
-from preflab.weightings import dpo_weighting, ppo_weighting
+from preflab.running.parallel import Job, parallel
+from preflab.running.run import start
+from preflab.statistics import mean_interval
 
-runs.prepare()
-figures.theme()
-pd.options.display.max_colwidth = None
-run = runs.Run(P)
-jobs = dynamics.trainings(P)
-pd.Series(runs.versions() | {"device": runs.device_name(P.device), "seeds": P.seeds}, name="version").to_frame()
+run = start(P)
+jobs = P.planned()
+run.overview()
 
 # %% [markdown]
 # ## The SFT model and the reward
 #
 # Both methods start from one SFT model, which is also their reference. DPO learns from pairs; PPO is rewarded by a reward
-# model, trained with TRL on the same pairs. In a world it can be checked twice over: against the labels, and against the
+# model, trained with TRL on the same pairs. Both models train once, in about 40 seconds; later runs load them. In a world it can be checked twice over: against the labels, and against the
 # probabilities from which the labels were drawn. `best_accuracy` is that of the true utilities on the same noisy labels.
 
 # %%
-base, tokenizer = bases.base_model(P), bases.base_tokenizer(P)
-asked = dynamics.held_out_prompts(P)  # so many must be there, before anything else trains
-print(f"{base.config.model_type}, {base.num_parameters():,} parameters, {len(tokenizer):,} tokens")
-reward = dynamics.reward_of(P)
-margins = dynamics.reward_margins(P)
-world, spec = bases.world_of(P.source), dynamics.objective_of(P)
-held_out = dynamics.pairs_of(P, P.seeds[0]).test
+asked = P.prompts().messages()  # so many must be there, before anything trains
+model, tokenizer = P.base_model.load(), P.base_model.tokenizer()
+print(f"{model.config.model_type}, {model.num_parameters():,} parameters, {len(tokenizer):,} tokens")
+teacher = P.reward_stage()
+score = teacher.load()
+reward_margins = teacher.margins(P.pairs.test_pairs)
+world, spec = P.pairs.world, P.utility
+held_out = P.pairs.test_pairs.rows()
 truth = rewards.label_probabilities(world, P.objective, held_out) if world else None
-reward_quality = rewards.quality(margins, truth)
+reward_quality = rewards.quality(reward_margins, truth)
 pd.Series(reward_quality, name="reward on held-out pairs").to_frame().round(3)
 
 # %%
-curve = rewards.calibration_curve(margins, truth) if world else None
-run.figure("calibration", plots.calibration({P.reward: curve})) if curve else "no known probabilities here"
+curve = rewards.calibration_curve(reward_margins, truth) if world else None
+run.figure("calibration", plots.calibration({P.reward.kind: curve})) if curve else "no known probabilities here"
 
 # %% [markdown]
 # ## One backward pass and one forward-mode pass
@@ -165,23 +116,42 @@ run.figure("calibration", plots.calibration({P.reward: curve})) if curve else "n
 # $$v = \nabla\,\mathrm{NLL}(D'), \qquad s_{i,t} = \nabla\log\pi(y_{i,t}\mid x_i, y_{i,<t})\cdot v, \qquad
 # G(\text{component}) = -\sum_{(i,t)\in\text{component}} c_{i,t}\,s_{i,t},$$
 #
-# one backward pass gives $v$ and one forward-mode pass gives $s$ of **every token**; components are masked sums. Try it on
-# four pairs, with two other responses standing in for $D'$. Plain autograd must agree, and the parts must add up.
+# one backward pass gives $v$, and one forward-mode pass gives $s$ of **every token**. Every component is then a masked sum.
+# Take four pairs, and two other responses that stand for $D'$:
+
+# %%
+rows = P.pairs.train_pairs(P.seeds[0]).encoded(P.base_model)[:6]
+policy = P.base_model.fresh_policy(P.lora, seed=0)
+batch = collate(rows[:4], tokenizer.pad_token_id, model.device)  # 4 chosen rows above 4 rejected ones
+final = collate_responses([(r["prompt_ids"], r["chosen_ids"]) for r in rows[4:]], tokenizer.pad_token_id, model.device)
+ratios = torch.linspace(-2, 2, 8, device=model.device)  # log pi/pi_ref of each response, as if training had moved it
+c, _, _ = P.dpo.weigh(ratios, batch["completion_mask"][:, 1:])  # (8, seq - 1)
+
+parameters = alignment.parameters_of(policy)  # by name, those that are trained
+v = alignment.nll_gradient(policy, [final], parameters, P.measurement.nll)  # one backward pass; shaped as parameters
+
+# %% [markdown]
+# $s_{i,t}$ is the derivative of $\log\pi(y_{i,t})$ along the direction $v$. A *dual number* carries a value and its
+# derivative along one direction. Give every parameter the tangent $v$, run the model once, and the log-probs come out with
+# $s$ as their tangent:
+
+# %%
+with torch.no_grad(), forward_ad.dual_level():
+    moving = {name: forward_ad.make_dual(p.detach(), v[name].to(p.dtype)) for name, p in parameters.items()}
+
+    def moved(*args, **kwargs):
+        return functional_call(policy, moving, args, kwargs)  # the model, with these parameters in their place
+
+    s = forward_ad.unpack_dual(token_log_probs(moved, batch)).tangent  # (8, seq - 1)
+
+# %% [markdown]
+# The library's `token_alignment` does the same, a little faster. Plain autograd must agree on the whole loss, and the parts
+# must add up:
 
 # %% tags=["nbval-check-output"]
-rows = bases.encoded(P, dynamics.pairs_of(P, P.seeds[0]).train.select(range(6)))
-policy = bases.fresh_policy(P, seed=0)
-batch = collate(rows[:4], tokenizer.pad_token_id, base.device)  # 4 chosen rows above 4 rejected ones
-final = collate_responses([(r["prompt_ids"], r["chosen_ids"]) for r in rows[4:]], tokenizer.pad_token_id, base.device)
-ratios = torch.linspace(-2, 2, 8, device=base.device)  # log pi/pi_ref of each response, as if training had moved it
-c, _, _ = dpo_weighting(ratios, batch["completion_mask"][:, 1:], P.beta)  # (8, seq - 1)
-
-parameters = alignment.parameters_of(policy)
-v = alignment.nll_gradient(policy, [final], parameters, P.nll)  # one backward pass
-s = alignment.token_alignment(policy, batch, v)  # one forward-mode pass: (8, seq - 1)
 g = alignment.alignment(c, s, weightings.sign_components(c), n=4)
-
 gradient = alignment.loss_gradient(policy, [(batch, c)], parameters, n=4)  # plain autograd, the whole loss alone
+print("same as the library's:", torch.allclose(s, alignment.token_alignment(policy, batch, v), rtol=1e-3, atol=1e-4))
 print(f"s {tuple(s.shape)}; agrees with autograd: {np.isclose(alignment.dot(v, gradient), g['whole'], rtol=1e-3)}")
 print(f"positive + negative = whole: {np.isclose(g['positive'] + g['negative'], g['whole'])}")
 
@@ -196,23 +166,19 @@ print(f"positive + negative = whole: {np.isclose(g['positive'] + g['negative'], 
 # %%
 prompts = held_out["prompt"][:4]
 samples = sample(policy, tokenizer, prompts, max_new_tokens=P.max_new_tokens, temperature=1.0, seed=0)
-drawn = collate_responses(samples, tokenizer.pad_token_id, base.device)
+drawn = collate_responses(samples, tokenizer.pad_token_id, model.device)
 mask = drawn["completion_mask"][:, 1:]
 with torch.no_grad():
     log_probs = token_log_probs(policy, drawn)  # (4, seq - 1); the policy is the reference still, so KL is 0
-scores = reward(prompts, samples).to(log_probs)
-finished = torch.tensor([ids[-1] == tokenizer.eos_token_id for _, ids in samples], device=base.device)
-settings = dynamics.ppo_settings(P, dynamics.Training("ppo", P.seeds[0]))
-token_reward = token_rewards(scores, finished, log_probs - log_probs, mask, settings)
+scores = score(prompts, samples).to(log_probs)
+finished = torch.tensor([ids[-1] == tokenizer.eos_token_id for _, ids in samples], device=model.device)
 values = torch.zeros_like(log_probs)  # a value head that has learnt nothing yet
-A = whiten(gae(token_reward, values, mask, settings.gamma, settings.gae_lambda), mask)
-c_ppo, _, clipped = ppo_weighting(log_probs, log_probs, A, mask, P.clip)
+A, _ = P.ppo.advantages(Scored(scores, finished, log_probs - log_probs, values, mask))
+c_ppo, _, clipped = P.ppo.clipped_weighting(log_probs, log_probs, A, mask)
 print("ratio 1, nothing clipped:", bool((c_ppo == A).all()), int(clipped.sum()))
 if P.show_texts:
-    for text, score, weights in zip(decode(tokenizer, samples), scores, c_ppo, strict=True):
-        print(
-            f"reward {score:+.2f}   c from {weights[weights != 0][0]:+.2f} to {weights[weights != 0][-1]:+.2f}   {text}"
-        )
+    for text, r, weights in zip(decode(tokenizer, samples), scores, c_ppo, strict=True):
+        print(f"reward {r:+.2f}   c from {weights[weights != 0][0]:+.2f} to {weights[weights != 0][-1]:+.2f}   {text}")
 policy = unwrap(policy)
 # %% [markdown]
 # ## Run
@@ -222,15 +188,11 @@ policy = unwrap(policy)
 # snapshot's policy for PPO. The probe and $D'$ are cut in halves, and the four corners of a measurement tell its noise.
 
 # %%
-runs.parallel(
-    partial(measurement.measure, P),
-    {"trained and measured": jobs},
-    P.workers,
-    ready=partial(measurement.is_measured, P),
-)
-measured = {(job.method, job.seed): measurement.load_measured(P, job) for job in jobs}
-histories = {(job.method, job.seed): dynamics.load_history(P, job) for job in jobs}
-progress = {m: measured[m, P.seeds[0]].steps / measured[m, P.seeds[0]].steps[-1] for m in ("dpo", "ppo")}
+work = [Job(str(job), (P.alignment(job.training), P.answers_stage(job.training))) for job in jobs]
+parallel({"trained and measured": work}, P.hardware.workers)
+measured = {(job.row.method, job.seed): P.alignment(job.training).load() for job in jobs}
+histories = {(job.row.method, job.seed): job.training.load() for job in jobs}
+progress = {m: measured[m, P.seeds[0]].progress for m in ("dpo", "ppo")}
 
 
 def stacked(method, values_of):
@@ -245,7 +207,7 @@ def stacked(method, values_of):
 # says (greedy here): how many of its responses the oracle can read, and how many came to an end.
 
 # %%
-before = dynamics.load_answers(P, None)
+before = P.answers_stage(None).load()
 
 
 def well_formed(texts):
@@ -264,13 +226,13 @@ def spoken(a):
     return found | {"D' ended": np.mean([ids[-1:] == [tokenizer.eos_token_id] for _, ids in a.final])}
 
 
-answers = {str(job): dynamics.load_answers(P, job) for job in jobs}
+answers = {str(job): P.answers_stage(job.training).load() for job in jobs}
 outcomes = {}
 if spec:
     utility_before = rewards.utilities(spec, asked, before.sampled_texts)
     for name_, after in answers.items():
         gain = rewards.utilities(spec, asked, after.sampled_texts) - utility_before
-        outcomes[name_] = evaluation.mean_interval(gain[None])
+        outcomes[name_] = mean_interval(gain[None])
 table = pd.DataFrame({"SFT": spoken(before)} | {k: spoken(a) for k, a in answers.items()}).T
 table["gain in utility"] = pd.Series(outcomes, dtype=object)
 table["KL to SFT, nats"] = pd.Series({k: a.kl for k, a in answers.items()})
@@ -305,16 +267,31 @@ run.figure("training", plots.training_curves(panels))
 # measurement, from split halves: a curve within it cannot be told from zero at that moment.
 
 # %%
-g = {m: {k: stacked(m, lambda x, i=i: x.g[:, i]) for i, k in enumerate(measurement.COMPONENTS)} for m in progress}
-noise = {
-    m: {k: stacked(m, lambda x, i=i: x.noise()[:, i]) for i, k in enumerate(measurement.COMPONENTS)} for m in progress
-}
+g = {m: {k: stacked(m, lambda x, i=i: x.g[:, i]) for i, k in enumerate(COMPONENTS)} for m in progress}
+noise = {m: {k: stacked(m, lambda x, i=i: x.noise()[:, i]) for i, k in enumerate(COMPONENTS)} for m in progress}
 run.figure("six_panels", plots.six_panels(progress, g, noise))
 
 # %% [markdown]
 # **Read it.** The two rows have scales of their own: PPO's advantages are whitened, DPO's weights are at most $\beta$. Compare
 # shapes. Two things are known beforehand: on the left, the black curve is the sum of the two in the middle, and also of
 # the three on the right; and a component with larger weights has a larger $G$ for that reason alone.
+
+# %% [markdown]
+# ### Inner epochs
+#
+# PPO passes over an iteration's samples more than once. The six panels show the first update, on fresh samples. When the
+# second epoch begins, the policy has moved: the ratio is no longer 1, and the clip takes the gradient of some tokens. Here is
+# $G$ on the *same* samples at both moments, with the gradient of $D'$ taken anew.
+
+# %%
+inner = stacked("ppo", lambda x: x.inner[:-1])  # (seeds, steps, epochs - 1, signs)
+fresh = {part: g["ppo"][part][:, :-1] for part in SIGNS}
+stale = {part: inner[:, :, -1, i] for i, part in enumerate(SIGNS)} if inner.shape[2] else {}
+run.figure("inner_epochs", plots.inner_epochs(progress["ppo"][:-1], fresh, stale)) if stale else "one epoch, none later"
+
+# %% [markdown]
+# **Read it.** Where the two lines lie apart, staleness has changed what an update does to the final responses. Compare the
+# difference with the grey band of the six panels: what is smaller may be noise.
 #
 # ### The weights themselves
 #
@@ -395,8 +372,8 @@ pd.DataFrame(adam).round(2)
 
 # %%
 curves = {m: Curves(**g[m], weight=stacked(m, lambda x: np.array([w.mean() for w in x.weights]))) for m in progress}
-verdicts = dynamics_claims(curves["dpo"], curves["ppo"])
-pd.DataFrame(verdicts).set_index("id")[["statement", "statistic", "value", "interval", "verdict"]]
+verdicts = withheld(dynamics_claims(curves["dpo"], curves["ppo"]), P.measurement.finals, "prompts of D'")
+table_of(verdicts)
 
 # %%
 folder = run.finish(
@@ -408,6 +385,7 @@ folder = run.finish(
         "adam": adam,
         "dominance": {m: {"early": curves[m].dominance(0), "late": curves[m].dominance(2)} for m in progress},
         "opposite_signs": {m: float(np.mean(g[m]["positive"] * g[m]["negative"] < 0)) for m in progress},
+        "inner_epochs": {part: [np.mean(fresh[part]), np.mean(some)] for part, some in stale.items()},
         "above_noise": {m: float(np.mean(np.abs(g[m]["whole"]) > 2 * noise[m]["whole"])) for m in progress},
     },
     series={
@@ -419,17 +397,20 @@ folder = run.finish(
         "predicted": predicted,
         "changed": changed,
         "layers": by_layer,
+        "inner_epochs": stale,
     },
-    data={str(job): dynamics.load_data(P, job) for job in jobs if job.method == "dpo"},
+    data=P.reports(),
 )
 print("results in", "/".join(folder.parts[-3:]))
 
 # %% [markdown]
 # ## Exercises
 #
-# 1. Set `final_temperature` to 1. At the end of training $\mathbb E_{y'\sim\pi}[\nabla\log\pi(y')] = 0$, so $v$ vanishes but for
+# Change the parameters cell, then choose *Run → Run All Cells*. What is trained already does not train again.
+#
+# 1. Set `measurement` to `{"final_temperature": 1.0}`. At the end of training $\mathbb E_{y'\sim\pi}[\nabla\log\pi(y')] = 0$, so $v$ vanishes but for
 #    noise, and with it $G$ of *any* loss. Which claims change their verdict? Is "near zero" a property of PPO, then?
-# 2. Set `nll` to `"mean"`, as the group's earlier code does. Which curves change their sign?
-# 3. Set `reward` to `"oracle"`, then `label_flips` to 0.3. What does a worse teacher do to positive and negative learning?
-# 4. $G$ of a tertile grows with its weights. Divide by `total_weight` of `measurement.Measured`: what is left of D6?
+# 2. Set `measurement` to `{"nll": "mean"}`, as the group's earlier code does. Which curves change their sign?
+# 3. Set `reward` to `{"kind": "oracle"}`, then to `{"label_flips": 0.3}`. What does a worse teacher do to positive and negative learning?
+# 4. $G$ of a tertile grows with its weights. Divide by `total_weight` of `measured.Measured`: what is left of D6?
 # 5. Replace `weightings.sign_components` by your own masks: the first token, the tool's name, the refusal. Whose $G$ is it?

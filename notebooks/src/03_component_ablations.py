@@ -1,11 +1,16 @@
 # %% [markdown]
 # # 03 · What does each component do? Take it away
 #
-# Notebook 02 splits an update into positive learning (tokens with a weight $c > 0$), negative learning ($c < 0$) and their reweighting ($|c|$, DPO's
-# $w$), and asks where each part pulls: $G > 0$ is towards $D'$, the responses of the final policy. This one takes parts away, for all of training or its first share, and asks what is lost: section 4 of
+# Every loss in this project is a weight $c$ on each response token:
+#
+# $$\nabla L = -\sum_{i,t} c_{i,t}\, \nabla \log \pi(y_{i,t} \mid x_i, y_{i,<t}).$$
+#
+# Tokens with $c > 0$ are learnt positively: they become more likely. Tokens with $c < 0$ are learnt negatively: they
+# become less likely. How much each of them counts is $|c|$. Notebook 02 asks where each of these parts pulls. This
+# notebook takes a part away, trains, and asks what is lost. The question comes from section 4 of
 # [*What Is Preference Optimization Doing, How and Why?*](https://arxiv.org/abs/2512.00778).
 #
-# **Claims tested** (directions only; the paper's win rates are not available to us):
+# **Claims tested** (directions only; the win rates of the paper are not available to us):
 #
 # | | claim |
 # |---|---|
@@ -13,18 +18,14 @@
 # | D8 | DPO's weight $w$ is a regulariser: without it the gap between training and held-out pairs widens |
 # | D9 | parts whose $G$ is negative can help |
 #
-# What is the paper's: the components, and negative learning switched off for the first part of DPO's training (its first
-# 3000 steps; here a share). What is ours: every other row, the shares, the world, the model, the judge (the world's
-# oracle; the paper asks GPT-4), intervals over prompts and seeds, and the rules of the verdicts. The hard switch from
-# positive to negative learning (in the `full` run) is what a reviewer of the paper asked for.
+# **What is the paper's:** the parts, and DPO without negative learning for the first part of training (its first 3000
+# steps; here a share of training). **What is ours:** every other row, the shares, the world, the model, the judge (the
+# oracle of the world; the paper asks GPT-4), intervals over prompts and seeds, and the rules of the verdicts. A
+# reviewer of the paper asked for the hard switch from positive to negative learning. It is a row of the `full` run.
 
 # %% tags=["parameters"]
 profile: str = "default"  # results go to results/PROFILE/NAME/
 name: str = "03_component_ablations"
-device: str = "auto"  # auto, cpu, cuda or mps
-dtype: str = "float32"  # float32, float64 or bfloat16
-workers: int = 2  # processes that train or measure at the same time; 1 on a GPU
-
 source: str = "world:conflict"  # paper D: UltraFeedback
 objective: str = "helpful"
 final_source: str | None = None  # of the held-out prompts that D' answers; None: those of `source`
@@ -44,292 +45,379 @@ variants: dict = {  # name: method, rule of preflab.rules, its arguments, until 
     "PPO, sign only": {"method": "ppo", "rule": "equal_weights"},
 }
 seeds: list = [0, 1]  # of training pairs, adapter, batch order and samples; base and reward model are one and fixed
-
-model: str = "tiny"  # "tiny" is built here from the shape below; otherwise a hub name or a folder
-model_revision: str | None = None
-sft_source: str | None = None  # hub: or files: of dialogues that a model by name is tuned on first
-architecture: str = "gpt_neox"  # or llama
-hidden_size: int = 64
-layers: int = 3
-heads: int = 4
-context: int = 64  # tokens of prompt and response
-vocabulary: int = 2048  # size of the BPE vocabulary trained on files: and hub: sources; worlds bring theirs
-base_seed: int = 0
-sft_steps: int = 300
-sft_batch_size: int = 64
-sft_learning_rate: float = 4e-3
-lora_rank: int = 0  # 0 means full fine-tuning
-lora_alpha: int = 16
-lora_dropout: float = 0.0
-
-beta: float = 0.1  # the Qwen3 recipe attributed to paper D
-dpo_learning_rate: float = 3e-4  # choice: a tiny model wants more than 5e-5
-dpo_batch_size: int = 16  # pairs an update; choice
-dpo_micro_batch_size: int = 16  # pairs a forward pass
-dpo_epochs: int = 1
-warmup_share: float = 0.05  # the same recipe; then linear to zero
-weight_decay: float = 0.0
-
-reward: str = "model"  # or oracle: what PPO is rewarded by
-reward_epochs: int = 2
-reward_batch_size: int = 16  # pairs an update
-reward_learning_rate: float = 2e-3
-label_flips: float = 0.0  # share of the reward model's training labels that are turned round
-
-ppo_iterations: int = 20
-ppo_batch_size: int = 64  # samples an iteration
-ppo_minibatch_size: int = 32  # samples an update
-ppo_micro_batch_size: int = 64  # samples a forward pass
-ppo_epochs: int = 2  # passes over an iteration's samples
-ppo_learning_rate: float = 1e-3
-clip: float = 0.2
-value_clip: float = 0.2
-value_coefficient: float = 0.1
-own_value_trunk: bool = True  # False: the value head sits on the policy's hidden states
-gae_lambda: float = 0.95
-kl_coefficient: float = 0.05  # of the KL to the SFT model, in the reward
-kl_target: float | None = None  # nats a response: the coefficient adapts to it; None: it stays
-missing_eos_penalty: float = 1.0
-checkpoint_every: int = 100  # updates (DPO) or iterations (PPO) between resumable checkpoints
-
-dpo_measure_every: int = 34  # updates between two measurements of G
-ppo_measure_every: int = 5  # iterations
-snapshots: str = "keep"  # or replay: train again instead of keeping weights; the numbers are the same
-probe: int = 64  # training pairs (DPO) or fresh samples (PPO) that G is measured on
-finals: int = 128  # held-out prompts whose responses by the final policy are D'
-final_temperature: float = 0.0  # decoding of D', and of the answers that win rates compare: greedy
-nll: str = "sum"  # over the tokens of a response, as the paper's formula has it; or mean
-measure_batch: int = 64  # sequences a pass of the measurement
-shown: int = 1  # pairs and samples kept token by token
 show_texts: bool = True  # print prompts and responses; off for data that is not fit to print
-# %%
-from preflab.parameters import AblationSettings
+# Sections: what is given here is laid over the defaults, which the table below shows.
+base: dict = {}  # the base model, for example {"hidden_size": 96, "sft": {"steps": 400}}
+lora: dict = {}  # {"rank": 8} trains an adapter instead of all parameters
+dpo: dict = {}  # beta
+ppo: dict = {}  # clip, KL coefficient, GAE, values, ...
+pair_training: dict = {}  # DPO's loop: learning rate, batch size, epochs, ...
+sample_training: dict = {}  # PPO's loop: iterations, batch sizes, learning rate, ...
+reward: dict = {}  # {"kind": "oracle"}; the training of a reward model
+measurement: dict = {}  # how often, and on what, G is measured
+hardware: dict = {}  # device, dtype, workers
 
-P = AblationSettings.from_notebook(globals())  # names, types and ranges, before anything trains
+# %%
+from preflab.experiments.ablations import Ablations
+
+P = Ablations.from_notebook(globals())  # names, types and ranges, before anything trains
 
 # %%
 import inspect
-import os
-
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-from functools import partial
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import torch
 
-from preflab import bases, dynamics, evaluation, figures, judging, measurement, rules, runs
-from preflab.claims import win_change
-from preflab.claims.ablations import Ablation, ablation_claims
+from preflab import rules
+from preflab.claims import table as table_of
+from preflab.claims import withheld
+from preflab.claims.ablations import ablation_claims
+from preflab.experiments.ablations import ablation_row, change_of, g_of
 from preflab.figures import ablations as plots
+from preflab.judging import as_table, counted, decided, described, wins
+from preflab.measured import PARTS
+from preflab.running.parallel import Job, parallel
+from preflab.running.run import start
+from preflab.weightings import Weights
 
-runs.prepare()
-figures.theme()
-pd.options.display.max_colwidth = None
-run = runs.Run(P)
-jobs = dynamics.trainings(P)
-pd.Series(runs.versions() | {"device": runs.device_name(P.device), "seeds": P.seeds}, name="version").to_frame()
+run = start(P)
+run.overview()
 
 # %% [markdown]
-# ## An ablation is a rule for c
+# ## A little batch to try things on
 #
-# Every method here is a weight $c$ on each response token; so an ablation is a function that returns another $c$, and a row of
-# parameters that names it. Here is one, whole:
+# Three pairs are enough to see what a rule does. DPO gives both responses of a pair the same weight, with opposite
+# signs (Eq. 7 of [arXiv:2305.18290](https://arxiv.org/abs/2305.18290)):
+#
+# $$c = +w \text{ on } y^+, \qquad c = -w \text{ on } y^-, \qquad w = \beta\,\sigma(-\beta\Delta),$$
+#
+# where $\Delta$ says how far the policy prefers $y^+$ to $y^-$ by now, compared with the SFT model. Let it not have
+# learnt anything of the first pair ($\Delta = 0$), know the second ($\Delta = 20$), and have the third one the wrong
+# way round ($\Delta = -20$).
 
 # %% tags=["nbval-check-output"]
-print(inspect.getsource(rules.without_negative))
-print(inspect.getsource(rules.equal_weights))
+delta = torch.tensor([0.0, 20.0, -20.0])
+log_ratios = torch.cat([delta, torch.zeros(3)])  # (6,): three chosen responses above three rejected ones
+c, _, _ = P.dpo.weigh(log_ratios, torch.ones(6, 2))  # (6, 2): every response has two tokens
+batch = Weights.of_pairs(c, progress=0.0)  # what a rule sees: c, w, and the share of training that is done
+
+
+def shown(weights):
+    """One number for each response: all tokens of a response have the same c."""
+    columns = ["nothing learnt", "known", "wrong way round"]
+    return pd.DataFrame(weights[:, 0].view(2, 3) + 0.0, ["chosen", "rejected"], columns).map("{:.4f}".format)
+
+
+shown(batch.c)
 
 # %% [markdown]
-# Try them on a DPO batch of three pairs (chosen rows above rejected ones) with different weights; every row is one
-# response, every token of it has the same $c$:
+# ## The rules
+#
+# An ablation is a rule that turns $c$ into another $c'$. Training then uses $c'$ and nothing else changes. Each rule
+# below is shown whole.
+#
+# ### Without negative learning
+#
+# $$c'_{i,t} = \max(c_{i,t},\, 0)$$
 
 # %% tags=["nbval-check-output"]
-w = torch.tensor([0.25, 0.125, 0.5625])  # (pairs,)
-c = torch.cat([w, -w])[:, None] * torch.ones(6, 4)  # (2 * pairs, tokens)
-weights = rules.Weights(c, w, torch.ones(3, dtype=torch.bool), progress=0.0)
-for name_, rule in {
-    "plain": rules.plain,
-    "without_negative": rules.without_negative,
-    "equal_weights": rules.equal_weights,
-    "only the top tertile": partial(rules.only_tertile, which="top"),
-}.items():
-    print(f"{name_:<22}", *(f"{value:+.4f}" for value in rule(weights)[:, 0] + 0.0))
+print(inspect.getsource(rules.WithoutNegative))
+shown(rules.WithoutNegative()(batch))
+
+# %% [markdown]
+# It takes away the push against rejected responses. What is left is SFT on the chosen ones, weighted by $w$.
+#
+# ### Without positive learning
+#
+# $$c'_{i,t} = \min(c_{i,t},\, 0)$$
+
+# %% tags=["nbval-check-output"]
+print(inspect.getsource(rules.WithoutPositive))
+shown(rules.WithoutPositive()(batch))
+
+# %% [markdown]
+# It takes away the pull towards chosen responses. What is left says what not to do, and never what to do.
+#
+# ### A rule for the first part of training
+#
+# With $t$ the share of training that is done, and $s$ the share that the rule is for:
+#
+# $$c'_{i,t} = \begin{cases} \text{rule}(c)_{i,t} & t < s \\ c_{i,t} & t \ge s \end{cases}$$
+
+# %% tags=["nbval-check-output"]
+print(inspect.getsource(rules.Until))
+early = rules.Until(0.4, rules.WithoutNegative())
+pd.concat({f"t = {t}": shown(early(replace(batch, progress=t))) for t in (0.3, 0.5)})
+
+# %% [markdown]
+# It takes a part away early, and gives it back. A row of parameters asks for it with `until`.
+#
+# ### A hard switch
+#
+# $$c'_{i,t} = \begin{cases} \max(c_{i,t}, 0) & t < s \\ \min(c_{i,t}, 0) & t \ge s \end{cases}$$
+
+# %% tags=["nbval-check-output"]
+print(inspect.getsource(rules.PositiveThenNegative))
+switch = rules.PositiveThenNegative(at=0.4)
+pd.concat({f"t = {t}": shown(switch(replace(batch, progress=t))) for t in (0.3, 0.5)})
+
+# %% [markdown]
+# It takes away that the two parts work at the same time.
+#
+# ### Equal weights
+#
+# $$c'_{i,t} = \operatorname{sign}(c_{i,t})\;\bar w, \qquad \bar w = \text{the mean weight of the batch}$$
+
+# %% tags=["nbval-check-output"]
+print(inspect.getsource(rules.EqualWeights))
+shown(rules.EqualWeights()(batch))
+
+# %% [markdown]
+# It takes the reweighting away. A pair that is known already now counts as much as one that is the wrong way round.
+# The mean stays, so the batch as a whole has as much weight as before.
+#
+# ### A third of the pairs
+#
+# Sort the pairs by weight and cut them in three parts of equal size, the tertiles $B$ (bottom, middle, top):
+#
+# $$c'_{i,t} = c_{i,t}\,\mathbb 1[i \in B] \qquad\text{or}\qquad c'_{i,t} = c_{i,t}\,\mathbb 1[i \notin B]$$
+
+# %% tags=["nbval-check-output"]
+print(inspect.getsource(rules.OnlyTertile))
+shown(rules.OnlyTertile(which="top")(batch))
+
+# %% tags=["nbval-check-output"]
+print(inspect.getsource(rules.WithoutTertile))
+shown(rules.WithoutTertile(which="top")(batch))
+
+# %% [markdown]
+# The first takes two thirds of the pairs away, the second takes one third away.
+#
+# ### The same rules in PPO
+#
+# A rule sees $c$, and does not know where it comes from. In PPO $c = rA$, the advantage times the ratio of the new to the
+# old policy, so a weight belongs to a token and not to a pair. Here is one response of six tokens ($r = 1$):
+
+# %% tags=["nbval-check-output"]
+advantages = torch.tensor([[1.5, -0.2, 0.6, -0.9, 0.4, -1.2]])  # (1 response, 6 tokens)
+tokens = Weights.of_tokens(advantages, torch.ones(1, 6), progress=0.0)
+made = {"PPO": rules.Plain(), "PPO, no negative": rules.WithoutNegative(), "PPO, sign only": rules.EqualWeights()}
+made |= {"PPO, no top tertile": rules.WithoutTertile(which="top")}
+pd.DataFrame([(rule(tokens)[0] + 0.0).tolist() for rule in made.values()], list(made), range(1, 7)).map("{:.2f}".format)
 
 # %% [markdown]
 # ## Run
 #
-# Every variant trains with every seed from the same SFT model. $D'$ is each run's own; the plain runs are what win rates and
-# curves are compared with, seed by seed.
+# Every row of `variants` trains with every seed. All runs start from one SFT model, and PPO has one reward model for all
+# rows. When a run has ended, its final policy answers held-out prompts; these answers are its $D'$, and they are
+# judged. Plain DPO and plain PPO are what the other rows are compared with, seed by seed.
 
 # %%
-base = bases.base_model(P)
-prompts = dynamics.held_out_prompts(P)  # so many must be there, before anything else trains
-reward = dynamics.prepare_reward(P)
-runs.parallel(
-    partial(measurement.examine, P),
-    {"trained and measured": jobs},
-    P.workers,
-    ready=partial(measurement.is_examined, P),
-)
-by_name = {name_: [job for job in jobs if job.name == name_] for name_ in P.variants}
-measured = {name_: [measurement.load_measured(P, job) for job in some] for name_, some in by_name.items()}
-answers = {name_: [dynamics.load_answers(P, job) for job in some] for name_, some in by_name.items()}
-before = dynamics.load_answers(P, None)
-plain_of = {v.method: name_ for name_, v in P.variants.items() if v.rule == "plain"}
+prompts = P.prompts().messages()  # so many must be there, before anything trains
+_ = P.reward_stage().load()  # one reward model for all
+jobs = [Job(str(planned), (P.alignment(planned.training), P.learnt(planned.training))) for planned in P.planned()]
+parallel({"trained and measured": jobs}, P.hardware.workers)
+
+# %%
+runs = P.by_row()
+judged = {who: P.judged(some) for who, some in runs.items()}  # answers, and the judge's scores of them
+measured = {who: P.measured(some) for who, some in runs.items()}  # G along training
+accuracy = {who: P.accuracy(some) for who, some in runs.items()}  # of DPO margins
+sft = P.judged_sft()
+rows = {
+    who: ablation_row(judged[who], judged[P.plain_of[row.method]], sft, measured[who], accuracy[who])
+    for who, row in P.variants.items()
+}
+on_prompts = {"prompts": len(prompts), "seeds": len(P.seeds)}  # what the numbers below rest on
+on_pairs = {"held-out pairs": len(P.pairs.test_pairs.rows()), "seeds": len(P.seeds)}
 
 # %% [markdown]
-# ## What is lost
+# ## Who wins?
 #
-# The judge is the world's oracle (for files, the reward model). A win is a higher score on the same prompt, a tie counts
-# half; intervals are over prompts and seeds, of a win rate less one half. `gap` is the accuracy of DPO margins on all of a run's training pairs
-# less that on held-out pairs; `chosen` and `rejected` are the changes of held-out log-probs since the SFT model: where both fall, likelihood is
-# displaced.
+# The judge gives each answer a score: the utility of the oracle in a world, the score of the reward model elsewhere. A
+# win is the higher score on the same prompt, and a tie counts one half. Try it on three prompts:
 
+# %% tags=["nbval-check-output"]
+ours, theirs = np.array([1.2, 0.4, 0.9]), np.array([0.7, 0.4, 1.5])
+print("wins", wins(ours, theirs), "  win rate − ½ =", wins(ours, theirs).mean() - 0.5)
 
-# %%
-def scored(some, greedy):
-    return np.array([judging.judged(P, a, greedy) for a in some])
-
-
-scores = {g: {name_: scored(some, g) for name_, some in answers.items()} for g in (True, False)}
-score_before = {g: judging.judged(P, before, g) for g in (True, False)}
-accuracy = {}
-rows = {}
-for name_, variant in P.variants.items():
-    plain = plain_of[variant.method]
-    moved = np.mean([x.held_out[-1] - x.held_out[0] for x in measured[name_]], axis=(0, 2))  # chosen, rejected
-    on_train = [measurement.load_learnt(P, job) for job in by_name[name_]]
-    on_held_out = [x.held_out[-1] - x.held_out[0] for x in measured[name_]]
-    accuracy[name_] = [np.array([np.mean(up > down) for up, down in some]) for some in (on_train, on_held_out)]
-    rows[name_] = {
-        "score": scores[False][name_].mean(),
-        "greedy, against SFT − ½": win_change(judging.wins(scores[True][name_], score_before[True])),
-        "greedy, against plain − ½": win_change(judging.wins(scores[True][name_], scores[True][plain])),
-        "sampled, against plain − ½": win_change(judging.wins(scores[False][name_], scores[False][plain])),
-        **judging.described(answers[name_]),
-        "chosen": moved[0],
-        "rejected": moved[1],
-        "held-out accuracy": accuracy[name_][1].mean(),
-        "gap": (accuracy[name_][0] - accuracy[name_][1]).mean(),
-    }
-table = pd.DataFrame({**rows, "SFT": {"score": score_before[False].mean(), **judging.described([before])}}).T
-table.iloc[:, :4].map(lambda x: x if isinstance(x, evaluation.Interval) else round(x, 2) if pd.notna(x) else "")
+# %% [markdown]
+# A win rate less one half is 0 for two equal rivals, and at most ½. Its interval is over prompts *and* seeds: another
+# seed is another sample of training pairs, another order of batches, and another initial adapter if there is one.
+# **Greedy** answers take the likeliest token at each place. **Sampled** answers are drawn at temperature 1.
 
 # %%
-table.iloc[:, 4:].astype(float).round(2)
+against_plain = ["greedy, against plain − ½", "sampled, against plain − ½"]
+as_table({who: rows[who] for who in P.rivals}, on_prompts, against_plain)
 
 # %%
-lines = {
-    name_: (by_name[name_][0].family, *(rows[name_][f"{how}, against plain − ½"] for how in ("greedy", "sampled")))
-    for name_, v in P.variants.items()
-    if v.rule != "plain"
-}
-label = "win rate against the plain method − ½, 95 % interval over prompts and seeds"
+lines = {who: (P.variants[who].family, *(rows[who][how] for how in against_plain)) for who in P.rivals}
+label = "win rate against the plain method − ½\n95 % interval over prompts and seeds"
 run.figure("forest", plots.forest(lines, label))
 
-# %% [markdown]
-# **Read it.** Greedy answers in so small a world hardly vary: one habit, such as a closing wish, can decide nearly every prompt at
-# once, so the longer training is, the more greedy win rates run to their ends, and a variant may lose prompt after prompt by next to nothing. Sampled
-# answers and the mean `score` say by how much. Two seeds, as here, leave most intervals as wide as can be; the `full` run has five. Where the KL explodes, as it does for some variants of the `full` run, the language is broken.
-#
-# ## G without the part
-#
-# $G$ of the loss that is really trained, with the run's own final responses; the plain run's behind it in grey.
+# %%
+intervals = {f"{who} ({how.split(',')[0]})": rows[who][how] for who in P.rivals for how in against_plain}
+print("intervals that leave out 0:", "; ".join(decided(intervals)) or "none")
 
+# %% [markdown]
+# **Read it.** A line that crosses 0 decides nothing. Two seeds leave long lines: where seeds differ more than prompts do,
+# the standard error is multiplied by up to 12.7, and by up to 2.8 with the five seeds of the `full` run. Greedy answers in
+# so small a world hardly differ from prompt to prompt. One habit, such as a closing wish, can decide nearly every prompt
+# at once. So look at sampled answers too, and at the mean score, which says by how much.
 
 # %%
-def progress_of(name_):
-    return measured[name_][0].steps / measured[name_][0].steps[-1]
+of_sft = {"score": sft.score, "greedy, against SFT − ½": None}
+as_table(rows | {"SFT": of_sft}, on_prompts, of_sft)
 
+# %% [markdown]
+# In the default run, DPO without negative learning has the lowest score of the DPO rows.
+#
+# Did a row win by saying one thing everywhere? `KL` from the SFT model is in nats a response, `entropy` in nats a token.
+# `unique` is the share of different answers, `distinct-2` that of different pairs of words, `length` is in tokens.
 
-def g_of(name_, part):
-    return np.array([x.g[:, measurement.PARTS.index(part)] for x in measured[name_]])
+# %%
+variety = ["KL", "entropy", "unique", "distinct-2", "length"]
+as_table(rows | {"SFT": described(sft.answers)}, on_prompts, variety)
 
+# %% [markdown]
+# ## Which log-probs fall?
+#
+# For each held-out pair, the change since the SFT model,
+#
+# $$\log\pi_\theta(y\mid x) - \log\pi_\text{SFT}(y\mid x),$$
+#
+# of the chosen and of the rejected response. A DPO margin only needs the rejected one to fall further. If both fall,
+# probability goes to responses that are in neither place: likelihood is *displaced*.
 
+# %%
+paths = {
+    who: (some[0].progress, change_of(some, "chosen"), change_of(some, "rejected")) for who, some in measured.items()
+}
+run.figure("log_probs", plots.log_prob_paths(paths))
+
+# %%
+as_table(rows, on_pairs, ["chosen", "rejected"])
+
+# %% [markdown]
+# **Read it.** Compare plain DPO with DPO without negative learning. In the second, nothing pushes the rejected responses
+# down, and they fall less. They still fall a little, since probability that the chosen ones gain must come from somewhere. PPO
+# learns from its own samples and never from these responses. Both of its lines fall, with every rule.
+#
+# ## G of what is left
+#
+# A rule changes $c$, so it changes the gradient alignment of what is trained, with the run's own final responses:
+#
+# $$G = -\sum_{i,t} c'_{i,t}\, s_{i,t}, \qquad s_{i,t} = \nabla \log\pi_{i,t} \cdot v, \qquad
+# v = \nabla\,\mathrm{NLL}(D').$$
+#
+# $G > 0$ is a step towards the responses of the final policy (notebook 02). Every panel has its own scale.
+
+# %%
 panels = {
-    name_: (progress_of(name_), g_of(name_, "trained"), g_of(plain_of[v.method], "trained"))
-    for name_, v in P.variants.items()
-    if v.rule != "plain"
+    who: (P.variants[who].family, some[0].progress, g_of(some, "trained"), g_of(measured[P.rivals[who]], "trained"))
+    for who, some in measured.items()
+    if who in P.rivals
 }
 run.figure("g", plots.g_multiples(panels))
 
 # %% [markdown]
-# ## Likelihoods, and what is learnt by heart
-
+# **Read it.** Thick grey is the plain method with *its* final responses, colour is what is left with *its own*. So the two
+# lines differ for two reasons: another $c$, and another end. Thin lines are seeds. Where they lie on both sides of zero,
+# the sign of $G$ is not known.
+#
+# ## Is more learnt by heart?
+#
+# $$\text{gap} = \text{accuracy on training pairs} - \text{accuracy on held-out pairs},$$
+#
+# where accuracy is the share of pairs with a DPO margin above 0 at the end. D8 says that the gap widens without $w$.
 
 # %%
-def change_of(name_, side):
-    return np.array([(x.held_out[:, side] - x.held_out[0, side]).mean(-1) for x in measured[name_]])
-
-
-paths = {name_: (progress_of(name_), change_of(name_, 0), change_of(name_, 1)) for name_ in P.variants}
-run.figure("log_probs", plots.log_prob_paths(paths))
+run.figure("gap", plots.gaps({who: (found.training, found.held_out) for who, found in accuracy.items()}))
 
 # %%
-run.figure("gap", plots.gaps({name_: tuple(both) for name_, both in accuracy.items()}))
+as_table(rows, {"training pairs": P.train_pairs, **on_pairs}, ["held-out accuracy", "gap"])
+
+# %% [markdown]
+# **Read it.** A gap above 0 has the filled mark on the right of the open one. `pair_training.epochs` says how often a pair
+# is seen. If each pair is seen once, there is little to learn by heart, and little that a regulariser could prevent.
+#
+# ## What the policies say
+#
+# Greedy answers of the first seed to two held-out prompts.
 
 # %%
 if P.show_texts:
     for i in range(2):
         print(prompts[i][-1]["content"])
-        for name_, some in {"SFT": [before], **answers}.items():
-            print(f"   {name_:<24} {some[0].final_texts[i]}")
+        for who, some in {"SFT": sft, **judged}.items():
+            print(f"   {who:<24} {some.answers[0].final_texts[i]}")
 
 # %% [markdown]
 # ## Claims
 #
-# Each rule was written before its run; `claims/ablations.py` holds them. The verdicts that count are those of `full`.
+# Each rule was written before its run; `claims/ablations.py` holds them. D9 needs to know which part has a negative $G$ in
+# the plain run. The verdicts that count are those of `full`.
 
 # %%
-ablations = [
-    Ablation(
-        v.method,
-        v.rule,
-        v.until,
-        judging.wins(scores[True][name_], scores[True][plain_of[v.method]]),
-        accuracy[name_][0] - accuracy[name_][1],
-    )
-    for name_, v in P.variants.items()
-    if v.rule != "plain"
-]
-parts = {m: {part: g_of(plain, part) for part in ("positive", "negative")} for m, plain in plain_of.items()}
-gap_plain = np.subtract(*accuracy[plain_of["dpo"]]) if "dpo" in plain_of else np.array([np.nan])
-verdicts = ablation_claims(ablations, gap_plain, parts)
-pd.DataFrame(verdicts).set_index("id")[["statement", "statistic", "value", "interval", "verdict"]]
+parts = {
+    method: {part: g_of(measured[plain], part) for part in ("positive", "negative")}
+    for method, plain in P.plain_of.items()
+}
+plain_gap = accuracy[P.plain_of["dpo"]].gap if "dpo" in P.plain_of else np.array([np.nan])
+verdicts = withheld(ablation_claims(P.ablations(judged, accuracy), plain_gap, parts), len(prompts), "prompts")
+table_of(verdicts).rename_axis(columns=counted({"prompts": len(prompts), **on_pairs}))
 
 # %%
 folder = run.finish(
     claims=verdicts,
     metrics={
-        "outcomes": {name_: row["greedy, against SFT − ½"] for name_, row in rows.items()},
+        "outcomes": {who: row["greedy, against SFT − ½"] for who, row in rows.items()},
         "variants": rows,
-        "sft": {"score": score_before[False].mean()},
+        "sft": {"score": sft.score},
     },
     series={
-        "g": {name_: {part: g_of(name_, part) for part in measurement.PARTS} for name_ in P.variants},
-        "progress": {name_: progress_of(name_) for name_ in P.variants},
-        "log_probs": {name_: {"chosen": c, "rejected": r} for name_, (_, c, r) in paths.items()},
-        "accuracy": {name_: dict(zip(("train", "held out"), both, strict=True)) for name_, both in accuracy.items()},
+        "g": {who: {part: g_of(some, part) for part in PARTS} for who, some in measured.items()},
+        "progress": {who: some[0].progress for who, some in measured.items()},
+        "log_probs": {who: {"chosen": up, "rejected": down} for who, (_, up, down) in paths.items()},
+        "accuracy": {who: {"train": found.training, "held out": found.held_out} for who, found in accuracy.items()},
     },
-    data={f"seed {seed}": dynamics.pairs_of(P, seed).report.as_dict() | {"source": P.source} for seed in P.seeds},
+    data=P.reports(),
 )
 print("results in", "/".join(folder.parts[-3:]))
 
 # %% [markdown]
 # ## Exercises
 #
-# 1. Write your own ablation: a function in `rules.py`, such as
+# 1. **Your own ablation.** How much of a response is decided where it begins? Train on the first token alone. Write this
+#    class into `lib/preflab/rules.py`:
 #
 #    ```python
-#    def first_token_only(w: Weights) -> torch.Tensor:
-#        """Everything else is left alone: where a response begins, most is decided."""
-#        held = w.c != 0
-#        return w.c * (held & (held.cumsum(1) == 1))
+#    @settings
+#    class FirstToken(Rule):
+#        """Learning from the first token of each response alone."""
+#
+#        def __call__(self, w: Weights) -> torch.Tensor:
+#            held = w.c != 0
+#            return w.c * (held & (held.cumsum(1) == 1))
 #    ```
 #
-#    and a row `"DPO, first token": {"method": "dpo", "rule": "first_token_only"}` in `variants` of the parameters cell, or of a copy of
-#    `params/default/03_component_ablations.yaml`. Restart the kernel and run all cells: nothing that is trained already trains again.
-# 2. Up to which `until` does DPO without negative learning recover?
-# 3. Which variants win more greedy than sampled? What does their entropy say?
-# 4. Set `reward` to `"oracle"`. Is the harm of PPO's ablations in the reward model?
+#    and this line into the table `RULES` at its end:
+#
+#    ```python
+#        "first_token": FirstToken,
+#    ```
+#
+#    Add the row `"DPO, first token": {"method": "dpo", "rule": "first_token"}` to `variants`. Restart the kernel once,
+#    since it has read `rules.py` already.
+# 2. **Until when?** Add the rows `"DPO, no negative until 0.2": {"method": "dpo", "rule": "without_negative", "until": 0.2}`
+#    and the same with 0.8. Up to which share does DPO recover?
+# 3. **Greedy or sampled?** Which rows win more with greedy than with sampled answers? What does their entropy say?
+# 4. **A perfect reward.** Set `reward: dict = {"kind": "oracle"}`, so that PPO learns from the judge itself. Which of its
+#    rows change places?
+# 5. **Another method.** KTO gives each response of a pair a weight of its own. Add the rows `"KTO": {"method": "kto"}` and
+#    `"KTO, no negative": {"method": "kto", "rule": "without_negative"}`. (A method with a rule needs its plain row.) Does
+#    negative learning matter as much as in DPO?
+#
+# To rerun, change the parameters cell, then *Run > Run All Cells*. What is trained already does not train again.

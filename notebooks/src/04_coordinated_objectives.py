@@ -1,12 +1,12 @@
 # %% [markdown]
 # # 04 · Coordinated objectives: does it pay to steer the components?
 #
-# If positive and negative learning pull in different directions (notebook 02), and taking one away hurts (notebook 03), then perhaps
-# *scheduling* them helps: section 4 and appendix E of
-# [*What Is Preference Optimization Doing, How and Why?*](https://arxiv.org/abs/2512.00778), and the question it leaves open:
-# could the weights follow the live $G$?
+# Positive and negative learning may pull in different directions (notebook 02). Taking one away changes what a policy
+# becomes (notebook 03). So perhaps *scheduling* them helps. Section 4 and appendix E of
+# [*What Is Preference Optimization Doing, How and Why?*](https://arxiv.org/abs/2512.00778) say so. It leaves one question
+# open: could the weights follow the live $G$?
 #
-# **Claims tested** (directions only; the paper's win rates are not available to us):
+# **Claims tested** (directions only; the win rates of the paper are not available to us):
 #
 # | | claim |
 # |---|---|
@@ -14,22 +14,16 @@
 # | D11 | hPPO and cPPO differ from PPO by no more than about two points |
 # | D12 | fine-grained control improves at least one method |
 #
-# cDPO is **coordinated** DPO: weight moves from positive to negative learning over training. Elsewhere the name means *conservative*
-# DPO (label smoothing), which is a row of the `full` run. What is the paper's: the idea of each method. What is ours, because no source says it: the
-# schedules, the thresholds and which of three readings of hPPO one takes, adaptive coordination, every baseline, the world, the judge, and the
-# rules of the verdicts.
+# cDPO is **coordinated** DPO: weight moves from positive to negative learning while training runs. Elsewhere the name
+# means *conservative* DPO (label smoothing), which is another method and a row of the `full` run.
 #
-# **Equal budgets.** Every method, the plain ones too, gets as many updates (adaptive ones as much compute, in fewer) and as many values of *its
-# own* parameter to choose from. What chooses is a validation split of prompts; what is reported comes from other prompts. Plain methods choose
-# first, and what is compared with them starts from their choice: cDPO has the $\beta$ that DPO has chosen, so that the schedule alone sets it apart.
+# **What is the paper's:** the idea of each method. **What is ours,** because no source says it: the schedules, the
+# thresholds, which of three readings of hPPO is meant, adaptive coordination, every baseline, the world, the judge, and
+# the rules of the verdicts.
 
 # %% tags=["parameters"]
 profile: str = "default"  # results go to results/PROFILE/NAME/
 name: str = "04_coordinated_objectives"
-device: str = "auto"  # auto, cpu, cuda or mps
-dtype: str = "float32"  # float32, float64 or bfloat16
-workers: int = 2  # processes that train or measure at the same time; 1 on a GPU
-
 source: str = "world:conflict"  # paper D: UltraFeedback
 objective: str = "helpful"
 final_source: str | None = None  # of the held-out prompts that D' answers; None: those of `source`
@@ -38,8 +32,12 @@ data: str = ""  # folder that files: sources are relative to
 revision: str | None = None  # of hub: sources; recorded
 train_pairs: int = 1280  # DPO's pairs; PPO and the reward model use the same prompts and pairs
 test_pairs: int = 256
+validation: int = 64  # held-out prompts that candidates are chosen on
+report: int = 128  # held-out prompts that everything below is reported on
 max_new_tokens: int = 32
-variants: dict = {  # name: method, rule, arguments of both; sweep: the values each may choose from; against: its rival, whose choice it starts from
+# A row's name: its method and rule; the arguments of both; `sweep`, the values that it may choose from; and `against`,
+# its rival, from whose choice it starts.
+variants: dict = {
     "DPO": {"method": "dpo", "sweep": [{"beta": 0.1}, {"beta": 0.3}]},
     "cDPO": {
         "method": "dpo",
@@ -72,395 +70,422 @@ variants: dict = {  # name: method, rule, arguments of both; sweep: the values e
 }
 sweep_seeds: int = 1  # the first so many seeds choose among the candidates
 seeds: list = [0, 1]  # of training pairs, adapter, batch order and samples; base and reward model are one and fixed
-
-model: str = "tiny"  # "tiny" is built here from the shape below; otherwise a hub name or a folder
-model_revision: str | None = None
-sft_source: str | None = None  # hub: or files: of dialogues that a model by name is tuned on first
-architecture: str = "gpt_neox"  # or llama
-hidden_size: int = 64
-layers: int = 3
-heads: int = 4
-context: int = 64  # tokens of prompt and response
-vocabulary: int = 2048  # size of the BPE vocabulary trained on files: and hub: sources; worlds bring theirs
-base_seed: int = 0
-sft_steps: int = 300
-sft_batch_size: int = 64
-sft_learning_rate: float = 4e-3
-lora_rank: int = 0  # 0 means full fine-tuning
-lora_alpha: int = 16
-lora_dropout: float = 0.0
-
-beta: float = 0.1  # the Qwen3 recipe attributed to paper D
-dpo_learning_rate: float = 3e-4  # choice: a tiny model wants more than 5e-5
-dpo_batch_size: int = 16  # pairs an update; choice
-dpo_micro_batch_size: int = 16  # pairs a forward pass
-dpo_epochs: int = 1
-warmup_share: float = 0.05  # the same recipe; then linear to zero
-weight_decay: float = 0.0
-
-reward: str = "model"  # or oracle: what PPO is rewarded by
-reward_epochs: int = 2
-reward_batch_size: int = 16  # pairs an update
-reward_learning_rate: float = 2e-3
-label_flips: float = 0.0  # share of the reward model's training labels that are turned round
-
-ppo_iterations: int = 16
-ppo_batch_size: int = 64  # samples an iteration
-ppo_minibatch_size: int = 32  # samples an update
-ppo_micro_batch_size: int = 64  # samples a forward pass
-ppo_epochs: int = 2  # passes over an iteration's samples
-ppo_learning_rate: float = 1e-3
-clip: float = 0.2
-value_clip: float = 0.2
-value_coefficient: float = 0.1
-own_value_trunk: bool = True  # False: the value head sits on the policy's hidden states
-gae_lambda: float = 0.95
-kl_coefficient: float = 0.05  # of the KL to the SFT model, in the reward
-kl_target: float | None = None  # nats a response: the coefficient adapts to it; None: it stays
-missing_eos_penalty: float = 1.0
-checkpoint_every: int = 100  # updates (DPO) or iterations (PPO) between resumable checkpoints
-
-dpo_measure_every: int = 40  # updates between two measurements of G
-ppo_measure_every: int = 8  # iterations
-snapshots: str = "keep"  # or replay: train again instead of keeping weights; the numbers are the same
-probe: int = 64  # training pairs (DPO) or fresh samples (PPO) that G is measured on
-finals: int = 64  # held-out prompts whose responses by the final policy are D'
-validation: int = 64  # held-out prompts that candidates are chosen on
-report: int = 128  # held-out prompts that everything below is reported on
-final_temperature: float = 0.0  # decoding of D', and of the answers that win rates compare: greedy
-nll: str = "sum"  # over the tokens of a response, as the paper's formula has it; or mean
-measure_batch: int = 64  # sequences a pass of the measurement
-shown: int = 1  # pairs and samples kept token by token
 alpaca_eval: str | None = None  # hub:tatsu-lab/alpaca_eval or files:PATH of its prompts, to answer them for its judge
 show_texts: bool = True  # print prompts and responses; off for data that is not fit to print
-# %%
-from preflab.parameters import CoordinationSettings
+# Sections: what is given here is laid over the defaults, which the table below shows.
+base: dict = {}  # the base model, for example {"hidden_size": 96, "sft": {"steps": 400}}
+lora: dict = {}  # {"rank": 8} trains an adapter instead of all parameters
+dpo: dict = {}  # beta
+ppo: dict = {}  # clip, KL coefficient, GAE, values, ...
+pair_training: dict = {}  # DPO's loop: learning rate, batch size, epochs, ...
+sample_training: dict = {}  # PPO's loop: iterations, batch sizes, learning rate, ...
+reward: dict = {}  # {"kind": "oracle"}; the training of a reward model
+measurement: dict = {}  # how often, and on what, G is measured
+hardware: dict = {}  # device, dtype, workers
 
-P = CoordinationSettings.from_notebook(globals())  # names, types and ranges, before anything trains
+# %%
+from preflab.experiments.coordination import Coordination
+
+P = Coordination.from_notebook(globals())  # names, types and ranges, before anything trains
 
 # %%
 import inspect
-import os
-
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-from functools import partial
 
 import numpy as np
 import pandas as pd
 import torch
 
-from preflab import bases, dynamics, evaluation, figures, judging, measurement, rewards, rules, runs, selection, sources
-from preflab.claims import corrected, win_change
-from preflab.claims.coordination import Contest, coordination_claims
+from preflab import alignment, alpaca, rules
+from preflab.claims import corrected, win_change, withheld
+from preflab.claims import table as table_of
+from preflab.claims.coordination import coordination_claims
+from preflab.data.dialogues import instructions
+from preflab.experiments.coordination import course, made_of_one_pair, negative_share
 from preflab.figures import coordination as plots
 from preflab.figures.ablations import forest
-from preflab.weightings import Weights, group_advantages
+from preflab.generation import respond
+from preflab.judging import as_table, counted, decided
+from preflab.likelihood import collate, collate_responses
+from preflab.live import Live
+from preflab.methods.grpo import GRPO
+from preflab.methods.method import Scored
+from preflab.methods.rloo import RLOO
+from preflab.models import unwrap
+from preflab.running.parallel import parallel
+from preflab.running.run import start
+from preflab.weightings import Weights, sign_components
 
-runs.prepare()
-figures.theme()
-pd.options.display.max_colwidth = None
-run = runs.Run(P)
-plain = selection.plain_candidates(P)  # with every seed of the sweep
-asked = sources.instructions(P.alpaca_eval, P.revision) if P.alpaca_eval else []
-pd.Series(runs.versions() | {"device": runs.device_name(P.device), "seeds": P.seeds}, name="version").to_frame()
+run = start(P)
+asked = instructions(P.alpaca_eval, P.revision) if P.alpaca_eval else []
+run.overview()
 
 # %% [markdown]
 # ## Coordination is a rule for c
 #
-# $c^+ \to 2(1 - \lambda_t)\,c^+$ and $c^- \to 2\lambda_t\,c^-$, so that $\lambda = ½$ is the plain method. The static schedule and the
-# one that follows live $G$, whole:
+# Every loss here is a weight $c$ on each response token; $c^+$ are the positive ones, $c^-$ the negative ones. To
+# coordinate is to share the weight out between them. Let $\lambda$ be the share of negative learning:
+#
+# $$c^+ \;\to\; 2\,(1-\lambda)\,c^+, \qquad c^- \;\to\; 2\,\lambda\,c^-.$$
+#
+# The 2 makes $\lambda = ½$ the plain method. A pair's two sides have the same weight $w$ in DPO, so together they keep
+# $2(1-\lambda)w + 2\lambda w = 2w$ whatever $\lambda$ is.
 
 # %% tags=["nbval-check-output"]
 print(inspect.getsource(rules.shared))
-print(inspect.getsource(rules.coordinated))
-print(inspect.getsource(rules.adaptive))
+c = torch.tensor([[1.0], [-1.0]])  # one pair, one token a side: (2, 1)
+pd.DataFrame({f"λ = {share}": rules.shared(c, share, total=2.0)[:, 0] for share in (0.25, 0.5, 0.75)}, ["c⁺", "c⁻"])
 
 # %% [markdown]
-# Try them on one pair, $c = \pm 1$:
+# ### The schedule of cDPO
+#
+# With $t$ the share of training that is done, $\lambda$ goes from $\lambda_0$ to $\lambda_1$ along one of three shapes:
+#
+# $$\lambda_t = \lambda_0 + (\lambda_1 - \lambda_0)\,h(t), \qquad
+# h(t) = t \;\text{(linear)}, \quad \tfrac12\big(1 - \cos \pi t\big) \;\text{(cosine)}, \quad
+# \mathbb 1[t \ge \tfrac12] \;\text{(step)}.$$
 
 # %% tags=["nbval-check-output"]
-c = torch.tensor([[1.0], [-1.0]])
-for t in (0.0, 0.25, 0.5, 0.75):
-    w = Weights(c, torch.ones(1), torch.ones(1, dtype=torch.bool), progress=t, live=(0.1, 0.3))
-    made = {"linear": rules.coordinated(w), "cosine": rules.coordinated(w, shape="cosine")}
-    made |= {"step": rules.coordinated(w, shape="step"), "adaptive": rules.adaptive(w, gain=0.5)}
-    print(f"t = {t:.2f}  ", "   ".join(f"{k} {up:+.2f} {down:+.2f}" for k, ((up,), (down,)) in made.items()))
+print(inspect.getsource(rules.Coordinated))
 
 # %% [markdown]
-# Live $G$ needs final responses, which training has not reached. The **proxy** (`preflab.live`): greedy responses of the *current* policy to the
-# prompts of the batch. Not sampled ones: the mean gradient of what a policy samples is zero, and so would be every $G$. A look costs
-# about two updates, so an adaptive run gets fewer of them (`budget`) and the same compute.
+# Before anything trains, look at what it will do to $c = \pm 1$:
+
+# %%
+t = np.linspace(0, 0.999, 200)
+made = {shape: made_of_one_pair(rules.Coordinated(shape=shape), t) for shape in ("linear", "cosine", "step")}
+lambdas = {shape: negative_share(some) for shape, some in made.items()}
+run.figure("shapes", plots.shapes(t, lambdas, made))
+
+# %% [markdown]
+# Early in training chosen responses pull three times as hard as rejected ones push; at the end it is the other way
+# round. Half-way, linear and cosine are plain DPO for a moment. The step never is.
 #
+# ### hPPO: three readings
+#
+# hPPO lets PPO learn from some tokens only, with a threshold $\tau$ on the weight. No source says which. Three readings
+# are possible, with $c = rA$:
+#
+# $$\begin{aligned}
+# \text{keep above:} \quad & c' = c\;\mathbb 1\big[|c| \ge \tau\big] \\
+# \text{keep negative above:} \quad & c' = c\;\mathbb 1\big[c > 0 \;\text{or}\; |c| \ge \tau\big] \\
+# \text{drop above:} \quad & c' = c\;\mathbb 1\big[|c| \le \tau\big]
+# \end{aligned}$$
+
+# %% tags=["nbval-check-output"]
+print(inspect.getsource(rules.Thresholded))
+
+# %% [markdown]
+# Six tokens of one response, $\tau = 0.5$:
+
+# %% tags=["nbval-check-output"]
+advantages = torch.tensor([[1.6, 0.3, -0.2, -0.8, 0.7, -1.9]])  # (1 response, 6 tokens), ratio 1
+tokens = Weights.of_tokens(advantages, torch.ones(1, 6), progress=0.0)
+left = {"c of PPO": tokens.c[0].tolist()}
+for reading in ("keep_above", "keep_negative_above", "drop_above"):
+    left[reading] = (rules.Thresholded(0.5, reading)(tokens)[0] + 0.0).tolist()
+pd.DataFrame(left, range(1, 7)).T.map("{:.1f}".format)
+
+# %% [markdown]
+# The first keeps what matters most, of both signs. The second also keeps every positive token. The third drops what
+# matters most.
+#
+# ### Adaptive: follow live G
+#
+# A schedule is fixed before training. This rule is not (the question is the paper's, the rule is ours). $G^+$ and $G^-$
+# are the gradient alignments of positive and negative learning *now*, and $\gamma$ is the parameter `gain`:
+#
+# $$\lambda = \tfrac12 + \tfrac{\gamma}{2}\;\frac{G^- - G^+}{|G^-| + |G^+|}.$$
+
+# %% tags=["nbval-check-output"]
+print(inspect.getsource(rules.Adaptive))
+
+# %% [markdown]
+# With $\gamma > 0$ the part that pulls harder gets more weight, with $\gamma < 0$ the other one. Say that negative
+# learning pulls three times as hard:
+
+# %% tags=["nbval-check-output"]
+for gain in (-0.5, 0.5):
+    pair = made_of_one_pair(rules.Adaptive(gain=gain), [0.0], live=[(0.1, 0.3)])
+    print(f"gain {gain:+.1f}: λ = {negative_share(pair)[0]:.3f}, c = ±1 becomes {pair[0].round(2)}")
+
+# %% [markdown]
+# ### One look at live G
+#
+# $G$ needs the final responses $D'$, and training has not reached them. A stand-in is needed. Ours is the **greedy**
+# answers of the *current* policy to the prompts of the batch. (Not sampled ones: the mean gradient of what a policy samples
+# is zero, and so would be every $G$.) Then, as in notebook 02,
+#
+# $$v = \nabla\,\mathrm{NLL}(\text{answers}), \qquad s_{i,t} = \nabla\log\pi(y_{i,t}\mid x_i, y_{i,<t})\cdot v, \qquad
+# G^{\pm} = -\frac1n\sum_{c_{i,t} \gtrless 0} c_{i,t}\,s_{i,t}.$$
+#
+# Here is one look, on $n = 4$ pairs of the SFT model:
+
+# %%
+encoded = P.pairs.train_pairs(P.seeds[0]).encoded(P.base_model)[:4]
+policy, tokenizer = P.base_model.fresh_policy(P.lora, seed=0), P.base_model.tokenizer()
+batch = collate(encoded, tokenizer.pad_token_id, policy.device)  # 4 chosen rows above 4 rejected ones
+c, _, _ = P.dpo.weigh(torch.zeros(8, device=policy.device), batch["completion_mask"][:, 1:])  # nothing learnt yet
+
+greedy = respond(policy, tokenizer, [pair["prompt_ids"] for pair in encoded], P.max_new_tokens)
+stand_in = collate_responses(greedy, tokenizer.pad_token_id, policy.device)
+v = alignment.nll_gradient(policy, [stand_in], alignment.parameters_of(policy))  # one backward pass
+s = alignment.token_alignment(policy, batch, v)  # one forward-mode pass: s of every token, (8, seq - 1)
+parts = alignment.alignment(c, s, sign_components(c), n=4)
+print(f"by hand:  G⁺ {parts['positive']:+.4f}   G⁻ {parts['negative']:+.4f}")
+
+# %% [markdown]
+# The library does the same in one call. Training calls it every `live_every` updates. A batch alone is mostly noise, so
+# what the rule sees goes half-way from its old value to the new look.
+
+# %%
+seen = Live(every=10, max_new_tokens=P.max_new_tokens, size=P.measurement.batch).look(
+    policy, tokenizer, batch, c, units=4
+)
+print("library:  G⁺ {:+.4f}   G⁻ {:+.4f}".format(*seen))
+for gain in (-0.5, 0.5):
+    (share,) = negative_share(made_of_one_pair(rules.Adaptive(gain=gain), [0.0], live=[seen]))
+    print(f"gain {gain:+.1f}: λ = {share:.3f}")
+policy = unwrap(policy)
+
+# %% [markdown]
 # ## GRPO and RLOO
 #
-# Both sample a *group* of responses to each prompt and need no value function; the advantage of a response is its score against the
-# group's. The reward here is verifiable: 1 if the response names the right tool, else 0. Four responses, one of them right:
+# Both sample a *group* of $K$ responses to each prompt and need no value function. The advantage of a response is its
+# score $R_j$ against the group's:
+#
+# $$A_j^\text{GRPO} = \frac{R_j - \operatorname{mean}(R)}{\operatorname{std}(R) + 10^{-4}}, \qquad
+# A_j^\text{RLOO} = R_j - \frac{1}{K-1}\sum_{k \ne j} R_k.$$
+#
+# GRPO also divides by the length of the response. The score here can be verified: 1 if the response names the right tool
+# and no wrong one, else 0. Take a group of four, one of them right. First by hand:
 
 # %% tags=["nbval-check-output"]
-scores = torch.tensor([1.0, 0.0, 0.0, 0.0])
-for method in ("grpo", "rloo"):
-    print(method, [round(a, 3) for a in group_advantages(scores, 4, method).tolist()])
+R = torch.tensor([1.0, 0.0, 0.0, 0.0])
+of_grpo = (R - R.mean()) / (R.std() + 1e-4)
+of_rloo = R - (R.sum() - R) / 3
+pd.DataFrame({"GRPO": of_grpo, "RLOO": of_rloo}, [f"response {j}" for j in range(1, 5)]).T.map("{:+.4f}".format)
 
 # %% [markdown]
-# ## Run
+# Then with the methods that will train (responses of one token, all of them ended, no KL yet):
+
+# %% tags=["nbval-check-output"]
+one_token = torch.ones(4, 1)
+group = Scored(R, torch.ones(4, dtype=torch.bool), 0 * one_token, 0 * one_token, one_token)
+for method in (GRPO(group_size=4), RLOO(group_size=4)):
+    A, _ = method.advantages(group)
+    print(type(method).__name__, " ".join(f"{a:+.4f}" for a in A[:, 0]))
+
+# %% [markdown]
+# Only the right response is learnt positively. If all four score the same, every advantage is 0, and nothing is learnt.
 #
-# First the plain methods' candidates train and answer the validation prompts, then those of what is compared with them; the best of each method
-# trains with every seed, and its $G$ is measured. (The first `sweep_seeds` seeds choose and are reported too, on other prompts.)
+# ## Equal budgets
+#
+# A contest is fair if everybody may spend the same. Here that means:
+#
+# - **Updates.** Plain and controlled methods make the same number. An adaptive run pays for its looks (each costs about
+#   two updates) with fewer updates: `budget`.
+# - **Tuning.** Every row may choose among as many values of *its own* parameter. The choice is made on validation
+#   prompts; what is reported comes from other prompts.
+# - **Start.** Plain methods choose first. A row with a rival starts from its rival's choice: cDPO has the $\beta$ that DPO
+#   has chosen, so the schedule alone sets the two apart.
+#
+# Cost is counted in forward passes of one sequence; a backward pass counts two.
 
 # %%
-base = bases.base_model(P)
-which = selection.report_prompts(P)
-prompts = dynamics.held_out_prompts(P, which)  # so many must be there, before anything else trains
-for kind in sorted({v.reward or P.reward for v in P.variants.values()} | {P.reward}):
-    dynamics.prepare_reward(P, kind)
-
-
-def tasks(by_row, final):
-    return [selection.Task(job, final) for job in dynamics.checked([job for some in by_row.values() for job in some])]
-
-
-runs.parallel(
-    partial(selection.work, P),
-    {
-        "plain methods tried": tasks(plain, final=False),
-        "all methods tried": lambda: tasks(selection.candidates(P), final=False),
-        "chosen ones trained and measured": lambda: tasks(selection.chosen(P, selection.candidates(P)), final=True),
-    },
-    P.workers,
-    ready=partial(selection.is_done, P),
-)
-tried = selection.candidates(P)
-jobs = selection.chosen(P, tried)
-before = dynamics.load_answers(P, None, which)
-answers = {name_: [dynamics.load_answers(P, job, which) for job in some] for name_, some in jobs.items()}
-measured = {name_: [measurement.load_measured(P, job) for job in some] for name_, some in jobs.items()}
+as_table(P.budgets(), {"training pairs": P.train_pairs})
 
 # %% [markdown]
-# What each method chose, with what it took over from its rival. `passes` is the cost of training, in thousands of forward passes of one sequence (a
-# backward pass counts two): a controlled method may cost no more than its plain one. GRPO and RLOO, without a value function, take about half.
+# ## The contest
+#
+# The first `sweep_seeds` seeds choose. They are reported too, on other prompts, together with the remaining seeds.
 
 # %%
-merits = {name_: selection.merits(P, some) for name_, some in tried.items()}
-pd.DataFrame(
-    {
-        name_: {
-            "candidates": ", ".join(" ".join(f"{k} {v}" for k, v in own.items()) for own in row.sweep),
-            "win rate on validation prompts": ", ".join(f"{m:.2f}" for m in merits[name_]),
-            "chosen": " ".join(f"{k} {v}" for k, v in jobs[name_][0].variant.arguments.items()),
-            "passes": round(dynamics.passes(P, jobs[name_][0]) / 1000),
-        }
-        for name_, row in P.variants.items()
-    }
-).T
+which = P.report_prompts
+prompts = P.prompts(which).messages()  # so many must be there, before anything trains
+for stage in P.reward_stages():
+    _ = stage.load()
+parallel(P.phases(), P.hardware.workers)
+
+# %%
+tried = P.candidates()
+merits = {who: P.merits(some) for who, some in tried.items()}  # win rates against the SFT model, validation prompts
+as_table(P.choices(tried, merits), {"validation prompts": P.validation, "seeds": P.sweep_seeds})
+
+# %%
+chosen = P.chosen(tried)
+judged = {who: P.judged(some, which) for who, some in chosen.items()}  # answers, and the judge's scores of them
+measured = {who: P.measured(some) for who, some in chosen.items()}  # G along training
+sft = P.judged_sft(which)
+rows = P.compared(judged, sft)
+on_prompts = {"prompts": len(prompts), "seeds": len(P.seeds)}  # what the numbers below rest on
 
 # %% [markdown]
 # ## Who wins
 #
-# The judge is the world's oracle (for files, the reward model). A win is a higher score on the same prompt, a tie counts half; against SFT, and
-# against the rival with the same seed. Verdicts are of **sampled** answers: greedy ones hardly vary in so small a world (notebook 03). Intervals are
-# over prompts and seeds; those of win rates against the rival, less one half, are corrected for the number of comparisons here. (Each claim below is
-# corrected for its own, which are fewer.) With two seeds, as here, many of them say next to nothing; the `full` run has five.
-
+# The judge is the oracle of the world (for files, the reward model). A win is a higher score on the same prompt, a tie
+# counts one half. Verdicts are of **sampled** answers, since greedy ones hardly vary in so small a world (notebook 03). A
+# row with a rival is compared with it seed by seed. Intervals are over prompts and seeds.
 
 # %%
-def scored(some, greedy):
-    return np.array([judging.judged(P, a, greedy, which) for a in some])
+who_wins = ["score", "against SFT − ½", "against the rival − ½", "the same, greedy"]
+as_table(rows | {"SFT": {"score": sft.score}}, on_prompts, who_wins)
 
-
-def described(some):
-    right = [rewards.correct(prompts, a.sampled_texts) for a in some] if dynamics.objective_of(P) else None
-    return judging.described(some) | ({"right tool": np.mean(right)} if right else {})
-
-
-rivals = {name_: row.against for name_, row in P.variants.items() if row.against}
-level = corrected(len(rivals))
-score = {g: {name_: scored(some, g) for name_, some in answers.items()} for g in (True, False)}
-score_before = {g: judging.judged(P, before, g, which) for g in (True, False)}
-against_sft = {name_: judging.wins(score[False][name_], score_before[False]) for name_ in P.variants}
-contests = {
-    g: {name_: judging.wins(score[g][name_], score[g][rival]) for name_, rival in rivals.items()} for g in (True, False)
+# %%
+label = f"win rate against the rival − ½\nintervals that hold together with 95 % (comparisons: {len(P.rivals)})"
+lines = {
+    f"{who} / {rival}": (P.variants[who].family, rows[who]["the same, greedy"], rows[who]["against the rival − ½"])
+    for who, rival in P.rivals.items()
 }
-gains = {g: {name_: win_change(w, level) for name_, w in some.items()} for g, some in contests.items()}
-rows = {
-    name_: {
-        "score": score[False][name_].mean(),
-        "against SFT − ½": win_change(against_sft[name_]),
-        "against the rival − ½": gains[False].get(name_),
-        "the same, greedy": gains[True].get(name_),
-        **described(some),
-    }
-    for name_, some in answers.items()
-}
-table = pd.DataFrame({**rows, "SFT": {"score": score_before[False].mean(), **described([before])}}).T
-table.iloc[:, :4].map(lambda x: x if isinstance(x, evaluation.Interval) else round(x, 2) if pd.notna(x) else "")
+run.figure("forest", forest(lines, label)) if lines else "no row has a rival"
 
 # %%
-table.iloc[:, 4:].astype(float).round(2)
+print("sampled, intervals that leave out 0:", "; ".join(decided({k: line[2] for k, line in lines.items()})) or "none")
+
+# %% [markdown]
+# **Read it.** Right of 0 the controlled method wins, left of 0 its plain rival. A line that crosses 0 decides nothing. More
+# comparisons make longer lines: all of them together are to hold with 95 % (Bonferroni). A mark without a line means that
+# every prompt is a tie.
+#
+# Did a row win by saying one thing everywhere? `KL` from the SFT model is in nats a response, `entropy` in nats a token.
+# `unique` is the share of different answers, `distinct-2` that of different pairs of words, `length` is in tokens. In a
+# world, `right tool` is the share of answers that name the right tool and no wrong one.
 
 # %%
-family = {name_: jobs[name_][0].family for name_ in P.variants}
-label = f"win rate against the rival − ½, intervals that hold together with 95 % ({len(rivals)} comparisons)"
-lines = {f"{name_} / {rivals[name_]}": (family[name_], gains[True][name_], gains[False][name_]) for name_ in rivals}
-run.figure("forest", forest(lines, label))
+of_sft = P.described(sft, sft)
+variety = ["KL", "entropy", "unique", "distinct-2", "length", *(["right tool"] if P.utility else [])]
+as_table(rows | {"SFT": of_sft}, on_prompts, variety)
 
 # %% [markdown]
 # ## What it costs: the frontier
 #
-# Score against the distance from the SFT model, and against diversity; the star is the SFT model. A numbered disc stands beside its cross where
-# there is no room on it. Small dots are the candidates that were not chosen (on the validation prompts). What scores far below the SFT model, its
-# language broken, is a triangle on the lower edge (the table has its numbers) if chosen, and else left out; grey joins what no other beats in both.
-
+# A policy can buy score with distance from the SFT model, or with diversity. So look at both.
 
 # %%
-def places_of(name_):
-    """Mean over seeds: the chosen candidate on the reported prompts, the others on the validation prompts."""
-    validation, n = selection.validation_prompts(P), P.sweep_seeds
-    best = int(merits[name_].argmax())
-    others = [tried[name_][i * n : (i + 1) * n] for i in range(len(merits[name_])) if i != best]
-    found = [(np.mean(score[False][name_]), answers[name_])]
-    for some in others:
-        theirs = [dynamics.load_answers(P, job, validation) for job in some]
-        found.append((np.mean([judging.judged(P, a, False, validation) for a in theirs]), theirs))
-    numbers = [(s, np.mean([a.kl for a in some]), np.mean([a.entropy for a in some])) for s, some in found]
-    return plots.Place(family[name_], *np.array(numbers).T)
-
-
-places = {name_: places_of(name_) for name_ in P.variants}
-run.figure("pareto", plots.pareto(places, (score_before[False].mean(), before.entropy)))
+places = {who: P.place(judged[who], tried[who], merits[who]) for who in P.variants}
+run.figure("pareto", plots.pareto(places, (sft.score, sft.answers[0].entropy)))
 
 # %% [markdown]
+# **Read it.** Better is up and to the left in the first panel, up and to the right in the second. Grey joins what no other
+# beats in both. Small dots are candidates that were not chosen (on the validation prompts). What scores far below the
+# SFT model, its language broken, is a triangle on the lower edge if it was chosen, and else left out. In the default run
+# DPO and cDPO end with nearly the same score, and adaptive cDPO goes farther from the SFT model without a higher one.
+#
 # ## Schedules and the G they produce
 #
-# Above, $\lambda$: the share of the weight that goes to negative learning, per seed. Below, $G$ of the whole loss's two parts, and of the loss that
-# is trained (with $\lambda$ in it).
-
+# Above, $\lambda_t$ as it was in training. Below, $G$ of positive and negative learning without $\lambda$, and of the loss
+# that is trained, with $\lambda$ in it:
+#
+# $$G^\text{trained} = 2(1-\lambda_t)\,G^+ + 2\lambda_t\,G^-.$$
 
 # %%
-def share_of(job):
-    """lambda after each update, read off what the rule makes of c = +-1."""
-    history = dynamics.load_history(P, job)
-    c, unit = torch.tensor([[1.0], [-1.0]]), torch.ones(1)
-    made = [
-        job.rule(Weights(c, unit, unit.bool(), progress=i / len(history), live=log["live"])).abs()
-        for i, log in enumerate(history)
-    ]
-    return np.array([float(m[1, 0] / m.sum()) for m in made])
-
-
-def course_of(name_):
-    steps = measured[name_][0].steps
-    g = {
-        part: np.array([x.g[:, measurement.PARTS.index(part)] for x in measured[name_]]) for part in plots.PART_COLOURS
-    }
-    share = np.array([share_of(job) for job in jobs[name_]])
-    return plots.Course(steps / steps[-1], g, np.arange(share.shape[1]) / share.shape[1], share)
-
-
-scheduled = [name_ for name_, row in P.variants.items() if row.rule in ("plain", "coordinated", "adaptive")]
-scheduled = [
-    name_ for name_ in scheduled if P.variants[name_].method in ("dpo", "ppo") and not P.variants[name_].reward
-]
-courses = {name_: course_of(name_) for name_ in P.variants if P.variants[name_].rule != "thresholded"}
-run.figure("schedules", plots.schedules({name_: courses[name_] for name_ in scheduled})) if scheduled else None
+shared_out = {who: row for who, row in P.variants.items() if row.rule != "thresholded"}  # else there is no lambda
+courses = {who: course(chosen[who], measured[who]) for who in shared_out}
+run.figure("schedules", plots.schedules({who: courses[who] for who in P.scheduled})) if P.scheduled else "no schedule"
 
 # %% [markdown]
+# **Read it.** Thin lines are seeds. Each lower panel has its own scale, and is measured with its own final responses.
+# The adaptive run changes $\lambda$ at every look, and goes on with it until the next. In the default run $G$ of positive
+# learning ends below zero in all three DPO rows, and that of negative learning above.
+#
 # ## The same lens on rewards that can be verified
 #
-# $G$ of methods that are rewarded for a correct answer, and the share of sampled answers that name the right tool and no wrong one.
+# What does $G$ look like for methods that are rewarded for a correct answer, and how many answers are correct?
 
 # %%
-verified = [name_ for name_, row in P.variants.items() if row.reward == "correct"]
-run.figure("verified", plots.parts({name_: courses[name_] for name_ in verified})) if verified else None
+run.figure("verified", plots.parts({who: courses[who] for who in P.verified})) if P.verified else "no such row"
 
 # %%
-table.loc[[*verified, "SFT"], ["right tool"]].astype(float).round(2) if verified else None
+named = {who: rows[who] for who in P.verified} | {"SFT": of_sft}
+as_table(named, on_prompts, ["right tool"]) if P.verified else None
 
 # %% [markdown]
 # ## Adaptive against static, at equal compute
 #
-# The adaptive run against the static schedule of the same method, sampled answers, same prompts and seeds.
+# The adaptive run against the static schedule of the same method: sampled answers, same prompts and seeds.
 
 # %%
-versus = {}
-for name_, row in P.variants.items():
-    if row.rule == "adaptive":
-        for static in (n for n, r in P.variants.items() if r.rule == "coordinated" and r.method == row.method):
-            versus[f"{name_} / {static}"] = judging.wins(score[False][name_], score[False][static])
-level_versus = corrected(len(versus))
-versus = {pair: win_change(w, level_versus) for pair, w in versus.items()}
-pd.Series({pair: str(interval) for pair, interval in versus.items()}, name="win rate − ½").to_frame()
+won = P.adaptive_against_static(judged)
+versus = {pair: win_change(some, corrected(len(won))) for pair, some in won.items()}
+of_pairs = {pair: {"win rate − ½": interval} for pair, interval in versus.items()}
+as_table(of_pairs, on_prompts) if versus else "no adaptive row"
+
+# %% [markdown]
+# ## What the policies say
+#
+# Sampled answers of the first seed to two of the reported prompts.
 
 # %%
 if P.show_texts:
     for i in range(2):
         print(prompts[i][-1]["content"])
-        for name_, some in {"SFT": [before], **answers}.items():
-            print(f"   {name_:<24} {some[0].sampled_texts[i]}")
+        for who, some in {"SFT": sft, **judged}.items():
+            print(f"   {who:<24} {some.answers[0].sampled_texts[i]}")
 
 # %% [markdown]
 # ## AlpacaEval
 #
-# For models from the hub: the paper's protocol (its App. B.3, as a replication tells it) asks GPT-4 whom it prefers on AlpacaEval's 805 prompts, greedy answers
-# of up to 512 tokens, against the SFT model's. With `alpaca_eval` set, the answers of the first seed are written in AlpacaEval's format to `alpaca_eval/` beside the
-# results; the commands below, run there, judge them (they need their own installation and account).
+# For models from the hub. The paper's protocol (its App. B.3, as a replication tells it) asks GPT-4 whom it prefers on the
+# 805 prompts of AlpacaEval: greedy answers of up to 512 tokens, against those of the SFT model. With `alpaca_eval` set, the
+# answers of the first seed are written to `alpaca_eval/` beside the results. The commands below, run there, judge
+# them. They need an installation and an account of their own.
 
 # %%
 if asked:
-    first = {name_: some[0] for name_, some in jobs.items()}
-    print("\n".join(judging.export_for_alpaca_eval(P, first, asked, run.staging / "alpaca_eval")))
+    first = {who: some[0].training for who, some in chosen.items()}
+    commands = alpaca.export(P.base_model, first, asked, run.staging / "alpaca_eval", P.measurement.batch)
+    print("\n".join(commands))
 
 # %% [markdown]
 # ## Claims
 #
-# Each rule was written before its run; `claims/coordination.py` holds them. Intervals are corrected for each claim's own comparisons. Static schedules only: adaptive coordination is not the paper's. The verdicts
-# that count are those of `full`.
-
+# Each rule was written before its run; `claims/coordination.py` holds them. The intervals of a claim are corrected for its
+# own comparisons. Only static schedules count, because adaptive coordination is not the paper's. The verdicts that count
+# are those of `full`.
 
 # %%
-def kind_of(row):
-    """The paper's name of a controlled method; None for everything else."""
-    of_rule = {"coordinated": {"dpo": "cDPO", "ppo": "cPPO"}, "thresholded": {"ppo": "hPPO"}}
-    return of_rule.get(row.rule, {}).get(row.method)
-
-
-controlled = {
-    name_: Contest(kind_of(row), contests[False][name_], against_sft[name_], against_sft[row.against])
-    for name_, row in P.variants.items()
-    if row.against and kind_of(row)
-}
-verdicts = coordination_claims(controlled)
-pd.DataFrame(verdicts).set_index("id")[["statement", "statistic", "value", "interval", "verdict"]]
+verdicts = withheld(coordination_claims(P.contests(judged, sft)), len(prompts), "prompts")
+table_of(verdicts).rename_axis(columns=counted(on_prompts))
 
 # %%
 folder = run.finish(
     claims=verdicts,
     metrics={
-        "outcomes": {name_: row["against SFT − ½"] for name_, row in rows.items()},
+        "outcomes": {who: row["against SFT − ½"] for who, row in rows.items()},
         "variants": rows,
-        "chosen": {name_: some[0].variant.arguments for name_, some in jobs.items()},
+        "chosen": {who: some[0].row.arguments for who, some in chosen.items()},
         "adaptive against static": versus,
-        "passes": {name_: dynamics.passes(P, some[0]) for name_, some in jobs.items()},
-        "sft": {"score": score_before[False].mean(), "entropy": before.entropy},
+        "passes": {who: P.passes(some[0].training) for who, some in chosen.items()},
+        "sft": {"score": sft.score, "entropy": sft.answers[0].entropy},
     },
     series={
         "validation": merits,
-        "candidates": {name_: {"score": x.score, "kl": x.kl, "entropy": x.diversity} for name_, x in places.items()},
-        "g": {name_: course.g for name_, course in courses.items()},
-        "progress": {name_: course.progress for name_, course in courses.items()},
-        "share": {name_: courses[name_].share for name_ in scheduled},
+        "candidates": {who: {"score": x.score, "kl": x.kl, "entropy": x.diversity} for who, x in places.items()},
+        "g": {who: some.g for who, some in courses.items()},
+        "progress": {who: some.progress for who, some in courses.items()},
+        "share": {who: courses[who].share for who in P.scheduled},
     },
-    data={f"seed {seed}": dynamics.pairs_of(P, seed).report.as_dict() | {"source": P.source} for seed in P.seeds},
+    data=P.reports(),
 )
 print("results in", "/".join(folder.parts[-3:]))
 
 # %% [markdown]
 # ## Exercises
 #
-# 1. Run cDPO backwards: `{"start": 0.75, "end": 0.25}`. Is the *order* of positive and negative learning what matters, or that both are there?
-# 2. Adaptive coordination with `gain` > 0 feeds what already pulls towards the current answers, with `gain` < 0 what pulls away. Which one keeps
-#    entropy? Why?
-# 3. Set hPPO's `reading` to `"drop_above"` and its sweep to `[{"tau": 1.5}, {"tau": 2.0}]`: the heaviest tokens go. What becomes of $G$, of diversity?
-# 4. Reward GRPO with the `"oracle"` instead: `"reward": "oracle"`. Does it still name the right tool? What do its answers do for their score?
-# 5. Give cDPO a sweep of five values, and every other row one of its own five times. How much of a gain can a larger sweep alone make?
+# All sweeps must be of one size, so that budgets are equal. The default has two values a row.
 #
-# After a change of parameters restart the kernel and run all cells; what is trained already is not trained again.
+# 1. **Backwards.** Give cDPO `"sweep": [{"start": 0.6, "end": 0.4}, {"start": 0.75, "end": 0.25}]`. Does the *order* of
+#    positive and negative learning matter, or only that both are there?
+# 2. **Which sign of gain?** Adaptive coordination with `gain` > 0 feeds what already pulls towards the current answers.
+#    Give its row `"sweep": [{"gain": 0.5}, {"gain": 0.9}]`, then the same with negative signs. Which one keeps entropy?
+# 3. **Drop the heaviest.** Give hPPO `"arguments": {"reading": "drop_above"}` and `"sweep": [{"tau": 1.5}, {"tau": 2.0}]`.
+#    What happens to its score and its entropy?
+# 4. **Another reward.** Give GRPO `"reward": "oracle"` in the place of `"correct"`. Does it still name the right tool?
+# 5. **Other methods.** Add `"KTO": {"method": "kto", "against": "DPO", "sweep": [{"beta": 0.1}, {"beta": 0.3}]}` and
+#    `"ORPO": {"method": "orpo", "against": "DPO", "sweep": [{"weight": 0.1}, {"weight": 1.0}]}`. (ORPO has no $\beta$, and
+#    takes nothing over from DPO.) Where do they stand on the frontier?
+# 6. **A schedule of your own.** Add a shape to the class `Coordinated` in `lib/preflab/rules.py`: its name to the type of
+#    `shape`, and a function of $t$ to the table `along`. Restart the kernel once, since it has read the file already, and
+#    draw your shape with the cell above before it trains.
+#
+# To rerun, change the parameters cell, then *Run > Run All Cells*. What is trained already does not train again. (After
+# exercise 6 the rows of a changed rule train again, and no others.)

@@ -5,28 +5,22 @@
 # what to read. Change the parameters to measure real sizes on a GPU.
 
 # %% tags=["parameters"]
-profile: str = "default"
+profile: str = "default"  # results go to results/PROFILE/NAME/
 name: str = "90_benchmarks"
-device: str = "auto"
-dtype: str = "float32"
-workers: int = 1  # one: a benchmark shares the machine with nothing of ours
-
-architecture: str = "gpt_neox"  # or llama
-hidden_size: int = 64
-layers: int = 3
-heads: int = 4
-context: int = 64
-lora_rank: int = 8
 batch_size: int = 16  # pairs a step of DPO, and of the batch that G is measured on
 samples: int = 64  # an iteration of PPO: sampled, then trained on
 max_new_tokens: int = 32
 steps: int = 20  # timed steps of each turn
 turns: int = 5  # of each side, alternating
+# Sections: what is given here is laid over the defaults, which the table below shows.
+shape: dict = {}  # of the model, for example {"architecture": "llama", "hidden_size": 96}
+lora: dict = {}  # {"rank": 8}
+hardware: dict = {}  # device, dtype
 
 # %%
-from preflab.parameters import Benchmarks
+from preflab.experiments.benchmarks import Benchmarks
 
-P = Benchmarks.from_notebook(globals())
+P = Benchmarks.from_notebook(globals())  # names, types and ranges, before anything is timed
 
 # %%
 import tempfile
@@ -38,26 +32,23 @@ import torch
 from transformers import PrinterCallback, TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
-from preflab import alignment, claims, runs, weightings, worlds
+from preflab import alignment, claims, weightings
+from preflab.data import worlds
 from preflab.likelihood import collate, encode_pairs, pair_log_probs, token_log_probs
-from preflab.models import (
-    Lora,
-    TinyConfig,
-    resolve_device,
-    resolve_dtype,
-    tiny_model,
-    trainable,
-    word_tokenizer,
-)
+from preflab.methods.dpo import DPO
+from preflab.methods.ppo import PPO
+from preflab.models import tiny_model, trainable
 from preflab.rewards import Scale, oracle_reward
-from preflab.training.dpo import DPOSettings, train_dpo
-from preflab.training.ppo import PPOSettings, Values, train_ppo
+from preflab.running.run import peak_memory, start
+from preflab.tokenizers import word_tokenizer
+from preflab.training.from_pairs import PairTraining, train_on_pairs
+from preflab.training.from_samples import SampleTraining, train_on_samples
+from preflab.training.rollout import Values, reference_of
 from preflab.training.sft import SFTSettings, train_sft
-from preflab.weightings import dpo_weighting, surrogate
+from preflab.weightings import surrogate
 
-runs.prepare()
-run = runs.Run(P)
-pd.Series(runs.versions() | {"device": runs.device_name(P.device)}, name="version").to_frame()
+run = start(P)
+run.overview()
 
 # %% [markdown]
 # ## A DPO step, ours and TRL's
@@ -69,14 +60,13 @@ pd.Series(runs.versions() | {"device": runs.device_name(P.device)}, name="versio
 n = P.batch_size * (P.steps + 5)  # the first five steps of a turn warm up and are not timed
 tokenizer = word_tokenizer(worlds.vocabulary())
 pairs = worlds.preference_pairs(worlds.WORLDS["conflict"], "helpful", "train", n, np.random.default_rng(0))
-rows, _ = encode_pairs(pairs, tokenizer, P.context)
-shape = TinyConfig(P.architecture, P.hidden_size, P.layers, P.heads, P.context)
-device, dtype = resolve_device(P.device), resolve_dtype(P.dtype)
+rows, _ = encode_pairs(pairs, tokenizer, P.shape.context)
+device, dtype = P.hardware.torch_device, P.hardware.torch_dtype
 
 
 def fresh_policy():
-    base = tiny_model(shape, tokenizer, seed=0).to(device, dtype)
-    return base, trainable(base, Lora(P.lora_rank, 2 * P.lora_rank), seed=0)
+    model = tiny_model(P.shape, tokenizer, seed=0).to(device, dtype)
+    return model, trainable(model, P.lora, seed=0)
 
 
 base, _ = fresh_policy()
@@ -92,16 +82,9 @@ def timed(ticks):
 def ours():
     ticks = []
     _, policy = fresh_policy()
-    settings = DPOSettings(batch_size=P.batch_size, micro_batch_size=P.batch_size, beta=0.3)
-    train_dpo(
-        policy,
-        rows,
-        reference,
-        settings,
-        pad_token_id=tokenizer.pad_token_id,
-        seed=0,
-        on_step=lambda *_: timed(ticks),
-    )
+    loop = PairTraining(batch_size=P.batch_size, micro_batch_size=P.batch_size)
+    watch = {"on_step": lambda *_: timed(ticks)}
+    train_on_pairs(policy, tokenizer, rows, reference, DPO(beta=0.3), loop, seed=0, **watch)
     return np.diff(ticks)[4:]
 
 
@@ -123,7 +106,7 @@ def trls():
             per_device_train_batch_size=P.batch_size,
             num_train_epochs=1,
             precompute_ref_log_probs=True,  # in the constructor, not in the steps
-            max_length=P.context,
+            max_length=P.shape.context,
             gradient_checkpointing=False,
             bf16=dtype == torch.bfloat16,
             use_cpu=device.type == "cpu",
@@ -140,8 +123,8 @@ def trls():
 
 
 # %%
-turns = [(np.median(ours()), np.median(trls())) for _ in range(P.turns)]
-speed = pd.DataFrame(turns, columns=["ours, s a step", "TRL, s a step"])
+compared = [(np.median(ours()), np.median(trls())) for _ in range(P.turns)]
+speed = pd.DataFrame(compared, columns=["ours, s a step", "TRL, s a step"])
 speed["ours / TRL"] = speed.iloc[:, 0] / speed.iloc[:, 1]
 speed.describe().loc[["min", "50%", "max"]].round(4)
 
@@ -155,11 +138,11 @@ speed.describe().loc[["min", "50%", "max"]].round(4)
 # %%
 batch = collate(rows[: P.batch_size], tokenizer.pad_token_id, device)
 final = collate(rows[P.batch_size : 2 * P.batch_size], tokenizer.pad_token_id, device)  # stands for D': as large
-policy = tiny_model(shape, tokenizer, seed=0).to(device, dtype).requires_grad_(True)
+policy = tiny_model(P.shape, tokenizer, seed=0).to(device, dtype).requires_grad_(True)
 weights = alignment.parameters_of(policy)
 mask = batch["completion_mask"][:, 1:]
 ratios = torch.linspace(-2, 2, len(mask), device=device)  # as if the policy had moved: weights that differ
-c, *_ = dpo_weighting(ratios, mask, beta=0.3)
+c, *_ = DPO(beta=0.3).weigh(ratios, mask)
 w = c.abs().amax(1).chunk(2)[0]  # (pairs,)
 thirds = weightings.tertile_components(w, torch.ones_like(w, dtype=torch.bool))
 half = torch.rand(c.shape, generator=torch.Generator().manual_seed(0)).to(device) < 0.5
@@ -213,33 +196,26 @@ in_units.describe().loc[["min", "50%", "max"]].round(2)
 # short SFT comes first; the oracle is the reward.
 
 # %%
-base = tiny_model(shape, tokenizer, seed=0).to(device, dtype)
-shortly = SFTSettings(steps=60, batch_size=64, learning_rate=4e-3, max_length=P.context)
-train_sft(base, tokenizer, worlds.sft_conversations(60 * 64, np.random.default_rng(0)), shortly, seed=0)
+base = tiny_model(P.shape, tokenizer, seed=0).to(device, dtype)
+shortly, few = SFTSettings(steps=60, batch_size=64), worlds.sft_conversations(60 * 64, np.random.default_rng(0))
+train_sft(base, tokenizer, few, shortly, max_length=P.shape.context, seed=0)
 prompts = pairs["prompt"][: 2 * P.samples]
 objective = worlds.WORLDS["conflict"].objective("helpful")
 
 
-def reference_of(model):
-    def log_probs(batch):
-        with torch.no_grad(), model.disable_adapter():
-            return token_log_probs(model, batch)
-
-    return log_probs
-
-
 def iterations():
     values = Values(base, own_trunk=True)
-    policy = trainable(base, Lora(P.lora_rank, 2 * P.lora_rank), seed=0)
-    settings = PPOSettings(
+    policy = trainable(base, P.lora, seed=0)
+    loop = SampleTraining(
         iterations=P.turns + 1,
         batch_size=P.samples,
         minibatch_size=P.samples // 2,
         micro_batch_size=P.samples,
-        max_new_tokens=P.max_new_tokens,
     )
     reward = Scale(0.0, 1.5).apply(oracle_reward(objective, tokenizer))
-    log = train_ppo(policy, values, tokenizer, prompts, reference_of(policy), reward, settings, seed=0)
+    how = {"max_new_tokens": P.max_new_tokens, "seed": 0}
+    reference = reference_of(policy, base)
+    log = train_on_samples(policy, values, tokenizer, prompts, reference, reward, PPO(), loop, **how)
     policy.unload()
     return log[1:]  # the first one warms up
 
@@ -259,7 +235,7 @@ ppo["sampling / updates"] = ppo["sampling, s"] / ppo["updates, s"]
 ppo.describe().loc[["min", "50%", "max"]].round(3)
 
 # %%
-memory = runs.peak_memory()
+memory = peak_memory()
 if device.type == "cuda":
     memory["gpu"] = torch.cuda.max_memory_allocated() // 2**20
 throughput = {
@@ -272,41 +248,45 @@ pd.Series(throughput, name="measured").to_frame().round(1)
 # %%
 ratio, faster = speed["ours / TRL"], in_units["times faster"]
 units, sampling = in_units["one forward-mode pass"], ppo["sampling / updates"]
+verdicts = [
+    claims.Claim(
+        "B1",
+        "A DPO step is no slower than TRL's with precomputed reference.",
+        "Median over turns of the ratio of median step times; range of the turns. Reproduced: at most 1.",
+        float(ratio.median()),
+        (float(ratio.min()), float(ratio.max())),
+        claims.decide(ratio.median() <= 1, ratio.min() > 1),
+    ),
+    claims.Claim(
+        "B2",
+        "G of nine components takes a quarter of the time of one backward pass for each.",
+        "Median over rounds of the ratio of times; range of the rounds. Reproduced: at least 4.",
+        float(faster.median()),
+        (float(faster.min()), float(faster.max())),
+        claims.decide(faster.median() >= 4, faster.max() < 4),
+    ),
+    claims.Claim(
+        "B3",
+        "G of nine components takes 2.5 times one forward and backward pass of the batch.",
+        "Median over rounds of the ratio of times; range of the rounds. Reproduced: at most 2.5.",
+        float(units.median()),
+        (float(units.min()), float(units.max())),
+        claims.decide(units.median() <= 2.5, units.min() > 2.5),
+    ),
+    claims.Claim(
+        "B4",
+        "PPO samples a batch in no more time than it takes to update on it.",
+        "Median over iterations of the ratio of times; range of the iterations. Reproduced: at most 1.",
+        float(sampling.median()),
+        (float(sampling.min()), float(sampling.max())),
+        claims.decide(sampling.median() <= 1, sampling.min() > 1),
+    ),
+]
+claims.table(verdicts)
+
+# %%
 run.finish(
-    claims=[
-        claims.Claim(
-            "B1",
-            "A DPO step is no slower than TRL's with precomputed reference.",
-            "Median over turns of the ratio of median step times; range of the turns. Reproduced: at most 1.",
-            float(ratio.median()),
-            (float(ratio.min()), float(ratio.max())),
-            claims.decide(ratio.median() <= 1, ratio.min() > 1),
-        ),
-        claims.Claim(
-            "B2",
-            "G of nine components takes a quarter of the time of one backward pass for each.",
-            "Median over rounds of the ratio of times; range of the rounds. Reproduced: at least 4.",
-            float(faster.median()),
-            (float(faster.min()), float(faster.max())),
-            claims.decide(faster.median() >= 4, faster.max() < 4),
-        ),
-        claims.Claim(
-            "B3",
-            "G of nine components takes 2.5 times one forward and backward pass of the batch.",
-            "Median over rounds of the ratio of times; range of the rounds. Reproduced: at most 2.5.",
-            float(units.median()),
-            (float(units.min()), float(units.max())),
-            claims.decide(units.median() <= 2.5, units.min() > 2.5),
-        ),
-        claims.Claim(
-            "B4",
-            "PPO samples a batch in no more time than it takes to update on it.",
-            "Median over iterations of the ratio of times; range of the iterations. Reproduced: at most 1.",
-            float(sampling.median()),
-            (float(sampling.min()), float(sampling.max())),
-            claims.decide(sampling.median() <= 1, sampling.min() > 1),
-        ),
-    ],
+    claims=verdicts,
     metrics={
         "dpo_step_seconds": {"ours": speed.iloc[:, 0].median(), "trl": speed.iloc[:, 1].median()},
         "g_in_forward_backward_units": in_units.median().to_dict(),

@@ -1,13 +1,16 @@
 """Claims of the papers and the rules that decide them, each fixed before its run."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
+import pandas as pd
 
-from preflab.evaluation import Interval, mean_interval
+from preflab.statistics import Interval, mean_interval
 
 REPRODUCED, NOT_REPRODUCED, INCONCLUSIVE = "reproduced", "not reproduced", "inconclusive"
 POINTS = 0.02  # of a win rate or an accuracy: a smaller difference is none
+FEWEST = 50  # held-out pairs or prompts: from fewer, a share is known to 14 points at best, and no verdict is given
 
 
 @dataclass(frozen=True)
@@ -37,3 +40,24 @@ def win_change(wins: np.ndarray, level: float = 0.95) -> Interval:
 def corrected(comparisons: int) -> float:
     """Level at which so many intervals hold together with 95 % (Bonferroni)."""
     return 1 - 0.05 / max(comparisons, 1)
+
+
+def withheld(claims: Sequence[Claim], judged_on: int, what: str) -> list[Claim]:
+    """The claims; without verdicts if they rest on fewer than FEWEST held-out pairs or prompts (`what`)."""
+    if judged_on >= FEWEST:
+        return list(claims)
+    return [replace(claim, verdict=f"none: {judged_on} {what}, {FEWEST} needed") for claim in claims]
+
+
+def table(claims: Sequence[Claim]) -> pd.DataFrame:
+    """Claims as a reader sees them: a row each, with the rule that decides."""
+    rows = [[c.statement, c.statistic, measured(c.value, c.interval), c.verdict] for c in claims]
+    return pd.DataFrame(rows, index=[c.id for c in claims], columns=["claim", "rule", "measured", "verdict"])
+
+
+def measured(value: float | None, interval: Sequence[float | None] | None) -> str:
+    """A number with its interval as text; a dash for what could not be measured."""
+    if value is None or not np.isfinite(value):
+        return "—"
+    ends = [end for end in interval or () if end is not None and np.isfinite(end)]
+    return f"{value:.3g}" + (f" [{ends[0]:.3g}, {ends[1]:.3g}]" if len(ends) == 2 else "")

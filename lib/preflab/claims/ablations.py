@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from preflab.claims import POINTS, Claim, corrected, decide, nothing, win_change
-from preflab.evaluation import seed_interval
+from preflab.statistics import seed_interval
 
 PART_WITHOUT = {"without_negative": "negative", "without_positive": "positive"}  # rule: the part it takes away
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from preflab.claims import POINTS, Claim, corrected, decide, nothing, win_change
-from preflab.evaluation import mean_interval
+from preflab.statistics import mean_interval
 
 ABOUT_TWO = 0.025  # what rounds to two points
 

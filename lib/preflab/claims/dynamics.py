@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from preflab.claims import Claim, decide
-from preflab.evaluation import Interval, seed_interval
+from preflab.statistics import Interval, seed_interval
 
 MOSTLY = 0.8  # share of measurements from which "stays" and "steadily" speak
 SMALL = 0.1  # |G| as a share of what its two parts amount to: "near zero"
@@ -31,9 +31,10 @@ class Curves:
 
     @property
     def separation(self) -> np.ndarray:
-        """Sum over steps of G(top) - G(bottom), over that of |G| of the three tertiles: (seeds,)."""
-        parts = np.abs([self.bottom, self.middle, self.top]).sum((0, 2))
-        return (self.top - self.bottom).sum(1) / parts
+        """Sum over steps of G(top) - G(bottom), over that of |G| of the three tertiles: (seeds,). Steps at which all
+        weights are equal have no tertiles (NaN) and do not count."""
+        parts = np.nansum(np.abs([self.bottom, self.middle, self.top]), axis=(0, 2))
+        return np.nansum(self.top - self.bottom, axis=1) / parts
 
     def dominance(self, third: int) -> np.ndarray:
         """(G+ - G-) over (|G+| + |G-|), each summed over the first (0) or last (2) third of the steps: (seeds,)."""

@@ -7,16 +7,8 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from preflab.claims import Claim, corrected, decide, nothing
-from preflab.evaluation import (
-    Interval,
-    Outcome,
-    difference_interval,
-    independent_score,
-    mean_error,
-    quartile_changes,
-    ratio,
-    shared_spread,
-)
+from preflab.margins import Outcome, independent_score, quartile_changes, shared_spread
+from preflab.statistics import Interval, difference_interval, mean_error, ratio
 
 DECIDED = ("degraded", "transferred", "redistributed", "stable")
 

@@ -6,15 +6,16 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-from preflab.evaluation import Interval
 from preflab.figures import grid
+from preflab.statistics import Interval
 
-FAMILY_COLOURS = {"dpo": "#2a7f9e", "ppo": "#d1495b"}  # learns from pairs, or from its samples
+BLUE, RED = "#2a7f9e", "#d1495b"  # told apart by every kind of eye; a marker or a dash says the same again
+FAMILY_COLOURS = {"dpo": BLUE, "ppo": RED}  # learns from pairs, or from its samples
 
 
 def forest(rows: Mapping[str, tuple[str, Interval, Interval]], label: str) -> Figure:
     """Win rates less one half, with intervals: rows[name] = (family, greedy, sampled)."""
-    figure, axis = plt.subplots(figsize=(7, 0.9 + 0.36 * len(rows)), layout="constrained")
+    figure, axis = plt.subplots(figsize=(7, 1.1 + 0.36 * len(rows)), layout="constrained")
     for y, (family, *intervals) in enumerate(rows.values()):
         for shift, marker, interval in zip((-0.13, 0.13), "os", intervals, strict=True):
             colour = FAMILY_COLOURS[family]
@@ -23,27 +24,10 @@ def forest(rows: Mapping[str, tuple[str, Interval, Interval]], label: str) -> Fi
     axis.axvline(0, color="0.4", lw=0.8, zorder=0)
     axis.set_yticks(range(len(rows)), rows)
     axis.set_ylim(len(rows) - 0.5, -0.5)
-    axis.plot([], [], "o", color="0.3", label="greedy")
-    axis.plot([], [], "s", color="0.3", mfc="white", label="sampled")
+    axis.plot([], [], "o", color="0.3", label="greedy answers")
+    axis.plot([], [], "s", color="0.3", mfc="white", label="sampled answers")
     axis.legend(frameon=False, ncols=2, loc="lower left", bbox_to_anchor=(0, 1), fontsize=9)
     axis.set_xlabel(label)
-    return figure
-
-
-def g_multiples(panels: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]]) -> Figure:
-    """G of what each variant trains on, the plain run behind it: panels[name] = (progress, own, plain), G being
-    (seeds, steps)."""
-    figure, axes = grid(len(panels), width=2.7, height=1.9, sharey=False)
-    for axis, (name, (x, own, plain)) in zip(axes.flat, panels.items(), strict=False):
-        axis.axhline(0, color="0.7", lw=0.8, zorder=0)
-        axis.plot(x, plain.mean(0), color="0.75", lw=3, label="plain")
-        for seed in own:
-            axis.plot(x, seed, color="#2a7f9e", lw=0.5, alpha=0.5)
-        axis.plot(x, own.mean(0), "o-", color="#2a7f9e", lw=1.6, ms=2.5, label="variant")
-        axis.set_title(name, loc="left", size=9)
-    axes.flat[0].legend(frameon=False, fontsize=8)
-    figure.supylabel("G of the trained loss", size=10)
-    figure.supxlabel("share of training", size=10)
     return figure
 
 
@@ -53,29 +37,49 @@ def log_prob_paths(panels: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray
     figure, axes = grid(len(panels), width=2.7, height=1.9, sharey=True)
     for axis, (name, (x, chosen, rejected)) in zip(axes.flat, panels.items(), strict=False):
         axis.axhline(0, color="0.7", lw=0.8, zorder=0)
-        for label, curves, colour in (("chosen", chosen, "#2a7f9e"), ("rejected", rejected, "#d1495b")):
+        for label, curves, colour, line in (("chosen", chosen, BLUE, "-"), ("rejected", rejected, RED, "--")):
             for seed in curves:
-                axis.plot(x, seed, color=colour, lw=0.5, alpha=0.5)
-            axis.plot(x, curves.mean(0), color=colour, lw=1.8, label=label)
+                axis.plot(x, seed, line, color=colour, lw=0.5, alpha=0.5)
+            axis.plot(x, curves.mean(0), line, color=colour, lw=1.8, label=label)
         axis.set_title(name, loc="left", size=9)
-    axes.flat[0].legend(frameon=False, fontsize=8)
     axes.flat[0].set_yscale("symlog", linthresh=10)
     axes.flat[0].yaxis.set_major_formatter(lambda value, _: f"{value:g}".replace("-", "−"))
-    figure.supylabel("change of log π(y|x), nats (linear to ±10)", size=10)
-    figure.supxlabel("share of training", size=10)
+    _finished(figure, axes, "change of log π(y|x), nats (linear to ±10)")
     return figure
+
+
+def g_multiples(panels: Mapping[str, tuple[str, np.ndarray, np.ndarray, np.ndarray]]) -> Figure:
+    """G of what each row trains on, that of the plain row behind it, both means over seeds, and thin the row's seeds:
+    panels[name] = (family, progress, own, plain), G being (seeds, steps)."""
+    figure, axes = grid(len(panels), width=2.7, height=1.9, sharey=False)
+    for axis, (name, (family, x, own, plain)) in zip(axes.flat, panels.items(), strict=False):
+        axis.axhline(0, color="0.7", lw=0.8, zorder=0)
+        axis.plot(x, plain.mean(0), color="0.75", lw=3.5, label="the plain method")
+        for seed in own:
+            axis.plot(x, seed, color=FAMILY_COLOURS[family], lw=0.5, alpha=0.5)
+        axis.plot(x, own.mean(0), "o-", color=FAMILY_COLOURS[family], lw=1.6, ms=2.5, label="what is left of it")
+        axis.set_title(name, loc="left", size=9)
+    _finished(figure, axes, "G of the trained loss")
+    return figure
+
+
+def _finished(figure: Figure, axes: np.ndarray, label: str) -> None:
+    """The labels that panels share; what lines mean is told above them, where it covers none."""
+    figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside upper right", ncols=2, frameon=False)
+    figure.supylabel(label, size=10)
+    figure.supxlabel("share of training", size=10)
 
 
 def gaps(rows: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
     """Accuracy of DPO margins on training (filled) and held-out (open) pairs: rows[name] = (train, held-out),
-    each (seeds,)."""
+    each (seeds,). Small marks are seeds."""
     figure, axis = plt.subplots(figsize=(6.4, 0.8 + 0.34 * len(rows)), layout="constrained")
     for y, (train, held_out) in enumerate(rows.values()):
         axis.plot([held_out.mean(), train.mean()], [y, y], color="0.7", lw=2, zorder=0)
-        axis.plot(train, [y] * len(train), ".", color="#2a7f9e", ms=4, alpha=0.5)
-        axis.plot(held_out, [y] * len(held_out), ".", color="#d1495b", ms=4, alpha=0.5)
-        axis.plot(train.mean(), y, "o", color="#2a7f9e", label="training pairs" if y == 0 else None)
-        axis.plot(held_out.mean(), y, "o", color="#d1495b", mfc="white", label="held-out pairs" if y == 0 else None)
+        axis.plot(train, [y] * len(train), ".", color=BLUE, ms=4, alpha=0.6)
+        axis.plot(held_out, [y] * len(held_out), "x", color=RED, ms=4, alpha=0.6)
+        axis.plot(train.mean(), y, "o", color=BLUE, label="training pairs" if y == 0 else None)
+        axis.plot(held_out.mean(), y, "s", color=RED, mfc="white", label="held-out pairs" if y == 0 else None)
     axis.set_yticks(range(len(rows)), rows)
     axis.invert_yaxis()
     axis.legend(frameon=False, ncols=2, loc="lower left", bbox_to_anchor=(0, 1), fontsize=9)

@@ -1,37 +1,74 @@
 """Figures of notebook 04."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 import matplotlib.pyplot as plt
 import numpy as np
+from adjustText import adjust_text
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from preflab.figures.ablations import FAMILY_COLOURS
+from preflab.experiments.coordination import Course, Place
+from preflab.figures.ablations import BLUE, FAMILY_COLOURS, RED
 
-PART_COLOURS = {"positive": "#2a7f9e", "negative": "#d1495b", "trained": "0.25"}
+FAMILY_MARKERS = {"dpo": "o", "ppo": "s"}
+FAMILY_WORDS = {"dpo": "learns from pairs", "ppo": "learns from its samples"}
+PARTS = {"positive": (BLUE, "o", "-"), "negative": (RED, "s", "--"), "trained": ("0.25", "", "-")}
+MARK = 3  # half of a mark's width, in pixels
+NAMED = 8  # so many points have room for their names; more of them get numbers, and a list beside the picture
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where a method's candidates ended, the chosen one first; each array is (candidates,)."""
+def shapes(t: np.ndarray, lambdas: Mapping[str, np.ndarray], made: Mapping[str, np.ndarray]) -> Figure:
+    """Schedules before anything trains, over shares of training t, (steps,).
 
-    family: str  # dpo (learns from pairs) or ppo (from its samples)
-    score: np.ndarray
-    kl: np.ndarray
-    diversity: np.ndarray
+    On the left lambda, (steps,). Then for each schedule what becomes of c = +1 and c = -1, (steps, 2).
+    """
+    columns = 1 + len(made)
+    figure, axes = plt.subplots(1, columns, figsize=(2.5 * columns, 2.6), layout="constrained")
+    for (name, share), line in zip(lambdas.items(), ("-", "--", ":", "-."), strict=False):
+        axes[0].plot(t, share, line, color="0.25", label=name)
+    axes[0].set_ylim(0, 1)
+    axes[0].set_title("λ, share of negative learning", loc="left", size=9)
+    axes[0].legend(frameon=False, fontsize=8, loc="lower right")
+    for axis, (name, weights) in zip(axes[1:], made.items(), strict=True):
+        axis.axhline(0, color="0.7", lw=0.8, zorder=0)
+        axis.plot(t, weights[:, 0], color=BLUE, label="what becomes of c⁺ = +1")
+        axis.plot(t, weights[:, 1], "--", color=RED, label="what becomes of c⁻ = −1")
+        axis.set_title(name, loc="left", size=9)
+        axis.set_ylim(-2.1, 2.1)
+    figure.legend(*axes[1].get_legend_handles_labels(), loc="outside upper right", ncols=2, frameon=False, fontsize=8)
+    figure.supxlabel("share of training, t", size=10)
+    return figure
 
 
 def pareto(places: Mapping[str, Place], before: tuple[float, float]) -> Figure:
-    """The judge's score against KL and against diversity: chosen candidates numbered, the others small; a line joins
-    those of the chosen, and the SFT model, that no other beats in both. `before` is the SFT model's score and
+    """The judge's score against KL and against diversity: chosen candidates with their names, the others small; a line
+    joins those of the chosen, and the SFT model, that no other beats in both. `before` is the SFT model's score and
     diversity. A chosen one that scores far below it, its language broken, is a triangle on the lower edge."""
     figure, axes = plt.subplots(1, 2, figsize=(10, 5), sharey=True, layout="constrained")
+    lowest = _axes_of_pareto(axes, places, before[0])
+    names = list(places) if len(places) <= NAMED else [str(number + 1) for number in range(len(places))]
+    _legends(figure, places, names)
+    drawn = []
+    for axis, coordinate, better, sft in ((axes[0], "kl", -1, 0.0), (axes[1], "diversity", 1, before[1])):
+        ends = {name: np.column_stack([getattr(place, coordinate), place.score]) for name, place in places.items()}
+        chosen = np.array([some[0] for some in ends.values() if some[0, 1] > lowest])
+        _front(axis, np.array([(sft, before[0]), *chosen]), better)
+        axis.plot(sft, before[0], "*", color="0.3", ms=11)
+        shown = [_candidates(axis, places[name].family, some, lowest) for name, some in ends.items()]
+        drawn.append([*shown, np.array([(sft, before[0])])])
+    axes[0].set_xlim(left=min(-0.05, *(1.1 * place.kl.min() for place in places.values())))
+    figure.canvas.draw()  # only now is it known where the points lie
+    for axis, points in zip(axes, drawn, strict=True):
+        _named(axis, names, [FAMILY_COLOURS[place.family] for place in places.values()], points)
+    return figure
+
+
+def _axes_of_pareto(axes: np.ndarray, places: Mapping[str, Place], before: float) -> float:
+    """Scales, limits and labels. Returns the lowest score that is shown."""
     highest = max(place.score.max() for place in places.values())
-    margin = 0.15 * max(highest - before[0], 0.1)
-    lowest = before[0] - margin
+    margin = 0.15 * max(highest - before, 0.1)
     axes[0].set_xscale("symlog", linthresh=1)
     axes[0].xaxis.set_major_locator(FixedLocator([0, 0.5, *(m * 10**e for e in range(4) for m in (1, 2, 5))]))
     axes[0].xaxis.set_minor_locator(NullLocator())
@@ -39,51 +76,54 @@ def pareto(places: Mapping[str, Place], before: tuple[float, float]) -> Figure:
     axes[0].set_xlabel("KL from the SFT model, nats a response (linear to 1)")
     axes[1].set_xlabel("entropy, nats a token")
     axes[0].set_ylabel("judge's score of sampled answers")
-    axes[0].set_ylim(lowest, max(highest, before[0]) + margin)
-    handles = [
-        plt.Line2D([], [], marker=f"${number}$", color=FAMILY_COLOURS[place.family], ls="", ms=7, label=name)
-        for number, (name, place) in enumerate(places.items(), 1)
-    ]
-    handles.append(plt.Line2D([], [], marker="*", color="0.3", ls="", ms=9, label="SFT"))
-    figure.legend(handles=handles, loc="outside right center", frameon=False, fontsize=8)
-    for axis, name, better, sft in ((axes[0], "kl", -1, 0.0), (axes[1], "diversity", 1, before[1])):
-        chosen = np.array([[getattr(place, name)[0], place.score[0]] for place in places.values()])
-        _front(axis, np.array([(sft, before[0]), *chosen[chosen[:, 1] > lowest]]), better)
-        axis.plot(sft, before[0], "*", color="0.3", ms=11)
-        for place in places.values():
-            x, y = getattr(place, name)[1:], place.score[1:]
-            axis.plot(x[y > lowest], y[y > lowest], ".", color=FAMILY_COLOURS[place.family], ms=4, alpha=0.45)
-        _numbered(axis, chosen, [FAMILY_COLOURS[place.family] for place in places.values()], lowest)
-    axes[0].set_xlim(left=min(-0.05, *(1.1 * place.kl.min() for place in places.values())))
-    return figure
+    axes[0].set_ylim(before - margin, max(highest, before) + margin)
+    return before - margin
 
 
-def _numbered(axis: Axes, points: np.ndarray, colours: Sequence[str], lowest: float) -> None:
-    """Crosses at the points, (n, 2), each with its number in a disc that stands aside where there is no room."""
-    markers = np.where(points[:, 1] < lowest, "v", "o")
-    points = np.column_stack([points[:, 0], np.maximum(points[:, 1], lowest)])
-    axis.scatter(*points.T, c=colours, s=14, marker="x", lw=0.9)
-    axis.figure.canvas.draw()  # only now is it known where the points lie
-    inches = axis.figure.dpi_scale_trans
-    placed = axis.transData.inverted().transform(
-        inches.transform(_apart(inches.inverted().transform(axis.transData.transform(points)), 0.17))
+def _legends(figure: Figure, places: Mapping[str, Place], names: list[str]) -> None:
+    """What markers mean; and beside the picture what numbers mean, if methods have them."""
+    families = dict.fromkeys(place.family for place in places.values())
+    marks = [(FAMILY_MARKERS[f], FAMILY_COLOURS[f], 6, FAMILY_WORDS[f]) for f in families]
+    marks += [(".", "0.5", 4, "not chosen"), ("*", "0.3", 9, "SFT model")]
+    handles = [plt.Line2D([], [], marker=m, color=c, ms=size, ls="", label=what) for m, c, size, what in marks]
+    figure.legend(handles=handles, loc="outside upper right", ncols=len(marks), frameon=False, fontsize=8)
+    if names != list(places):
+        numbered = [
+            plt.Line2D([], [], marker=f"${n}$", color=FAMILY_COLOURS[place.family], ls="", ms=7, label=name)
+            for n, (name, place) in zip(names, places.items(), strict=True)
+        ]
+        figure.legend(handles=numbered, loc="outside right center", frameon=False, fontsize=8)
+
+
+def _candidates(axis: Axes, family: str, ends: np.ndarray, lowest: float) -> np.ndarray:
+    """Draw the candidates of one method, (candidates, 2), the chosen one first. Returns the points that are shown."""
+    (x, y), others = ends[0], ends[1:][ends[1:, 1] > lowest]
+    axis.plot(*others.T, ".", color=FAMILY_COLOURS[family], ms=4, alpha=0.45)
+    broken = y < lowest
+    marker, size = ("v", 9) if broken else (FAMILY_MARKERS[family], 6)
+    axis.plot(x, max(y, lowest), marker, color=FAMILY_COLOURS[family], ms=size, mec="white", mew=0.6, clip_on=False)
+    return np.array([(x, max(y, lowest)), *others])
+
+
+def _named(axis: Axes, names: list[str], colours: list[str], points: list[np.ndarray]) -> None:
+    """Each name beside the first point of its own, (n, 2), where it covers no mark and no other name."""
+    marks = axis.transData.transform(np.concatenate(points))[:, None] + MARK * np.array(
+        [(-1, -1), (-1, 1), (1, -1), (1, 1)]
     )
-    for number, (point, at, colour, marker) in enumerate(zip(points, placed, colours, markers, strict=True), 1):
-        axis.plot(*zip(point, at, strict=True), color=colour, lw=0.6)
-        axis.plot(*at, marker, color=colour, ms=11 if marker == "o" else 15, mec="white", mew=0.6, clip_on=False)
-        axis.annotate(str(number), at, color="white", size=7, ha="center", va="center_baseline")
-
-
-def _apart(points: np.ndarray, gap: float) -> np.ndarray:
-    """Points, (n, 2), pushed from each other until no two are nearer than `gap`, as far as 200 rounds go."""
-    angles = np.linspace(0, 2 * np.pi, len(points), endpoint=False)
-    moved = points + 1e-3 * np.column_stack([np.cos(angles), np.sin(angles)])  # coincident ones need a direction
-    for _ in range(200):
-        between = moved[:, None] - moved
-        distance = np.linalg.norm(between, axis=-1)
-        np.fill_diagonal(distance, np.inf)
-        moved = moved + (between / distance[..., None] * np.maximum(gap - distance, 0)[..., None]).sum(1) / 2
-    return moved
+    texts = [
+        axis.text(*some[0], name, color=colour, size=8)
+        for name, colour, some in zip(names, colours, points, strict=False)
+    ]
+    adjust_text(
+        texts,
+        *axis.transData.inverted().transform(marks.reshape(-1, 2)).T,
+        ax=axis,
+        iter_lim=1000,  # and no limit of time: the same picture on every machine
+        expand=(1.2, 1.6),
+        force_static=(0.4, 0.6),
+        force_text=(0.3, 0.6),
+        arrowprops={"arrowstyle": "-", "color": "0.5", "lw": 0.6},
+    )
 
 
 def _front(axis: Axes, points: np.ndarray, better: int) -> None:
@@ -92,16 +132,6 @@ def _front(axis: Axes, points: np.ndarray, better: int) -> None:
     kept = [i for i in range(len(x)) if not np.any((x >= x[i]) & (y >= y[i]) & ((x > x[i]) | (y > y[i])))]
     kept.sort(key=lambda i: points[i, 0])
     axis.plot(*points[kept].T, color="0.75", lw=3, zorder=0)
-
-
-@dataclass(frozen=True)
-class Course:
-    """A method over training; arrays are (seeds, steps)."""
-
-    progress: np.ndarray  # (steps,)
-    g: Mapping[str, np.ndarray]  # positive, negative, trained
-    share_progress: np.ndarray  # (updates,)
-    share: np.ndarray  # (seeds, updates) lambda, the weight's share of negative learning
 
 
 def schedules(courses: Mapping[str, Course]) -> Figure:
@@ -153,7 +183,7 @@ def _finished(figure: Figure, axis: Axes) -> None:
 
 def _g(axis: Axes, course: Course) -> None:
     axis.axhline(0, color="0.7", lw=0.8, zorder=0)
-    for part, colour in PART_COLOURS.items():
+    for part, (colour, marker, line) in PARTS.items():
         for seed in course.g[part]:
-            axis.plot(course.progress, seed, color=colour, lw=0.5, alpha=0.45)
-        axis.plot(course.progress, course.g[part].mean(0), "o-", color=colour, lw=1.5, ms=2.5, label=part)
+            axis.plot(course.progress, seed, line, color=colour, lw=0.5, alpha=0.45)
+        axis.plot(course.progress, course.g[part].mean(0), marker + line, color=colour, lw=1.5, ms=2.5, label=part)

@@ -53,6 +53,26 @@ def six_panels(
     return figure
 
 
+def inner_epochs(progress: np.ndarray, fresh: Mapping[str, np.ndarray], stale: Mapping[str, np.ndarray]) -> Figure:
+    """G of PPO on the same samples as their first and as their last epoch begins.
+
+    progress is (steps,); fresh[part] and stale[part] are (seeds, steps). A thin line is a seed, a thick one their mean.
+    """
+    figure, axes = plt.subplots(1, len(fresh), figsize=(3.5 * len(fresh), 2.8), sharey=True, layout="constrained")
+    for axis, part in zip(axes, fresh, strict=True):
+        axis.axhline(0, color="0.6", lw=0.8, zorder=0)
+        for curves, line, label in ((fresh, "o-", "first epoch"), (stale, "s--", "last epoch")):
+            colour = COLOURS[part] if line == "o-" else "0.55"
+            for seed in curves[part]:
+                axis.plot(progress, seed, line[1:], color=colour, lw=0.6, alpha=0.45)
+            axis.plot(progress, curves[part].mean(0), line, ms=3, lw=2, color=colour, label=label)
+        axis.set_title(f"PPO: {part}", loc="left", size=10)
+        axis.set_xlabel("share of training")
+        axis.legend(frameon=False, fontsize=8)
+    axes[0].set_ylabel("gradient alignment G")
+    return figure
+
+
 def weight_distributions(panels: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
     """Distributions of w (DPO, per pair) and |A| (PPO, per token) at some moments; lines are the tertile borders.
 

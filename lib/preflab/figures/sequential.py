@@ -8,8 +8,9 @@ import seaborn as sns
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 
-from preflab.evaluation import TRANSITIONS, Interval, Outcome
 from preflab.figures import grid
+from preflab.margins import TRANSITIONS, Outcome
+from preflab.statistics import Interval
 
 STAGES = ("base", "Stage 1", "Stage 2")
 COLOURS = dict(zip(("first", "second"), sns.color_palette("colorblind", 2), strict=True))

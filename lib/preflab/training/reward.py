@@ -1,19 +1,23 @@
 """Reward models through TRL: a scalar head on the base model, trained on preference pairs."""
 
-from dataclasses import dataclass
+from typing import Annotated
 
 from datasets import Dataset
+from pydantic import Field
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from preflab.settings import Count, Positive, settings
 from preflab.training.trl import run_trainer
 
 
-@dataclass(frozen=True)
+@settings
 class RewardSettings:
-    epochs: int = 1
-    batch_size: int = 16  # pairs an update
-    learning_rate: float = 1e-3
-    max_length: int = 64
+    """Training of a reward model."""
+
+    epochs: Count = 2
+    batch_size: Count = 16  # pairs an update
+    learning_rate: Positive = 2e-3
+    label_flips: Annotated[float, Field(ge=0, le=0.5)] = 0.0  # share of training labels that are turned round
 
 
 def train_reward(
@@ -21,6 +25,8 @@ def train_reward(
     tokenizer: PreTrainedTokenizerBase,
     pairs: Dataset,
     settings: RewardSettings,
+    *,
+    max_length: int,
     seed: int,
 ) -> list[float]:
     """Train a one-label sequence classifier in place on -log sigmoid(r(y+) - r(y-)) (Eq. 2 of arXiv:2305.18290).
@@ -36,13 +42,13 @@ def train_reward(
         model,
         tokenizer,
         pairs,
-        what="reward model's",
+        what="reward model",
         steps=steps,
         learning_rate=settings.learning_rate,
         num_train_epochs=settings.epochs,
         per_device_train_batch_size=settings.batch_size,
         lr_scheduler_type="linear",
         warmup_steps=steps // 10,
-        max_length=settings.max_length,
+        max_length=max_length,
         seed=seed,
     )

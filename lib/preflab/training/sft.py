@@ -1,19 +1,19 @@
 """Supervised fine-tuning through TRL: the base model everything else starts from."""
 
-from dataclasses import dataclass
-
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from preflab.settings import Count, Positive, settings
 from preflab.training.trl import run_trainer
 
 
-@dataclass(frozen=True)
+@settings
 class SFTSettings:
-    steps: int = 300
-    batch_size: int = 64
-    learning_rate: float = 3e-3
-    max_length: int = 64
+    """Section `base.sft`."""
+
+    steps: Count = 300
+    batch_size: Count = 64  # dialogues a step
+    learning_rate: Positive = 4e-3
 
 
 def train_sft(
@@ -21,6 +21,8 @@ def train_sft(
     tokenizer: PreTrainedTokenizerBase,
     conversations: Dataset,
     settings: SFTSettings,
+    *,
+    max_length: int,
     seed: int,
 ) -> list[float]:
     """Train in place: on (prompt, completion) rows with the loss on completions alone, or on rows of whole
@@ -43,6 +45,6 @@ def train_sft(
         per_device_train_batch_size=settings.batch_size,
         lr_scheduler_type="cosine",
         warmup_steps=settings.steps // 20,
-        max_length=settings.max_length,
+        max_length=max_length,
         seed=seed,
     )

@@ -8,9 +8,10 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 from datasets import Dataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
 
 from preflab.errors import BadInput
+from preflab.progress import note
 
 
 def run_trainer(
@@ -47,12 +48,24 @@ def run_trainer(
         with _global_generators_kept():  # the Trainer seeds all of them
             trainer = trainer_class(model, config, train_dataset=data, processing_class=tokenizer)
             trainer.remove_callback(PrinterCallback)
+            trainer.add_callback(_Noted(what))
             trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     if not torch.tensor(losses).isfinite().all():
-        raise BadInput(f"{what} loss became {losses[-1]}: lower learning_rate={learning_rate}")
+        raise BadInput(f"{what}: the loss became {losses[-1]}: lower learning_rate={learning_rate}")
     model.eval()
     return losses
+
+
+class _Noted(TrainerCallback):
+    """A line of progress every tenth of the way."""
+
+    def __init__(self, what: str):
+        self.what = what
+
+    def on_step_end(self, args, state, control, **_):
+        if state.global_step % max(1, state.max_steps // 10) == 0:
+            note(f"    {self.what}: step {state.global_step} of {state.max_steps}")
 
 
 @contextmanager

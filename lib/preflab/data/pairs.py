@@ -1,0 +1,231 @@
+"""Preference pairs from worlds, the hub or files, in one schema.
+
+A source is named `world:NAME`, `hub:REPO` or `files:PATH` (`sources` reads it). Whatever its own columns are (`schemas`
+knows them, and shows a row of a reader's own file), it comes out as TRL's conversational preference format with an
+`objective` column. Nothing downstream can tell one source from another:
+
+    prompt     [{"role", "content"}, ...]  ending in a user message
+    chosen     [{"role": "assistant", "content": str}]
+    rejected   [{"role": "assistant", "content": str}]
+    objective  str
+
+Two objectives in files are told apart by a column `objective` in one file, or by one sub-folder for each.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from datasets import Dataset
+
+from preflab.data.generators import GENERATORS, Pair
+from preflab.data.report import Report, Splits, measured
+from preflab.data.schemas import check_offered, objectives_in, schema_of
+from preflab.data.sources import Table, file_tables, hub_tables, named_objectives, parse_source, world_tables
+from preflab.errors import BadInput
+
+Limits = dict[str, int | None]  # pairs of "train" and "test"; None for all
+
+
+@dataclass(frozen=True)
+class LoadedPairs:
+    """Train and test pairs, disjoint by prompt, in the schema of this module, and their report."""
+
+    train: Dataset
+    test: Dataset
+    report: Report
+
+
+def load_pairs(
+    source: str,
+    objective: str,
+    *,
+    revision: str | None = None,
+    test_fraction: float = 0.1,
+    max_train: int | None = None,
+    max_test: int | None = None,
+    seed: int = 0,
+    fits: Callable[[list[dict], list[dict]], bool] | None = None,
+) -> LoadedPairs:
+    """Load one objective of a source as pairs whose train and test prompts are disjoint.
+
+    If the source has train and test (or validation) splits, train pairs whose prompt occurs in test are dropped. If it
+    has not, a hash of the prompt sends about `test_fraction` of the prompts to test: the same prompts for every seed,
+    objective and subset. `max_train` and `max_test` keep a random subset of that many pairs, which `seed` draws after
+    everything else; a larger subset contains the smaller one. A world draws its own splits of these sizes.
+
+    `revision` is that of a hub source. `fits(prompt, reply)`, both as messages, says whether the context of a model
+    holds them; a pair is dropped if either of its replies does not fit.
+
+    Raises BadInput, in one line, if the source cannot be read, does not offer the objective or leaves no pairs. Pairs
+    that are merely of no use are dropped and counted.
+    """
+    limits = {"train": max_train, "test": max_test}
+    _check_numbers(test_fraction, limits)
+    tables, commit = _read(source, objective, revision, limits, seed)
+    schema = schema_of(tables)
+    _check_labels(source, objective, schema, tables)
+
+    dropped: Counter[str] = Counter()
+    candidates = _candidates(tables, schema, objective, test_fraction, dropped)
+    pairs, overlap = _disjoint(candidates, dropped)
+    if fits:
+        pairs = {split: _fitting(members, fits, dropped) for split, members in pairs.items()}
+    pairs = {split: _sample(members, split, limits[split], seed, dropped) for split, members in pairs.items()}
+    _check_some_left(source, objective, pairs, dropped)
+
+    report = Report(
+        source=source,
+        objective=objective,
+        schema=schema,
+        revision=commit,
+        rows_read=sum(len(table.rows) for table in tables),
+        dropped=dict(dropped),
+        overlap=overlap,
+        notes=_notes(schema, candidates),
+        **measured(pairs, objective),
+    )
+    return LoadedPairs(*(Dataset.from_list(_rows(pairs[split], objective)) for split in ("train", "test")), report)
+
+
+def objectives_of(source: str, revision: str | None = None) -> list[str]:
+    """The objectives that `load_pairs` accepts for this source, at least one.
+
+    Raises BadInput, in one line, if the source cannot be read or its rows have no ratings.
+    """
+    kind, name = parse_source(source)
+    if named := named_objectives(kind, name):
+        return named
+    tables = hub_tables(name, None, revision)[0] if kind == "hub" else file_tables(name, None)
+    return objectives_in(schema_of(tables), tables)
+
+
+def _check_numbers(test_fraction: float, limits: Limits) -> None:
+    if not 0 < test_fraction < 1:
+        raise BadInput(f"test_fraction is {test_fraction}; expected a number between 0 and 1")
+    for split, limit in limits.items():
+        if limit is not None and limit < 1:
+            raise BadInput(f"max_{split} is {limit}; expected at least 1, or none for all")
+
+
+def _read(
+    source: str, objective: str, revision: str | None, limits: Limits, seed: int
+) -> tuple[list[Table], str | None]:
+    """The tables of a source, and the commit of a hub source. An unknown objective is refused early where it can be."""
+    kind, name = parse_source(source)
+    named = named_objectives(kind, name)
+    if named:
+        check_offered(source, objective, named)
+    if kind == "world":
+        return world_tables(name, objective, limits["train"], limits["test"], seed), None
+    folder = objective if named else None
+    return hub_tables(name, folder, revision) if kind == "hub" else (file_tables(name, folder), None)
+
+
+def _check_labels(source: str, objective: str, schema: str, tables: list[Table]) -> None:
+    """Raises BadInput if the rows have labels, but not for this objective. They may be rows of a sub-folder."""
+    kind, name = parse_source(source)
+    if kind == "world":
+        return
+    named, offered = named_objectives(kind, name), objectives_in(schema, tables)
+    if not named or offered != ["default"]:
+        check_offered(f"{source}/{objective}" if named else source, objective, offered)
+
+
+def _candidates(
+    tables: list[Table], schema: str, objective: str, test_fraction: float, dropped: Counter[str]
+) -> Splits:
+    """The pairs of each split: the splits of the source if it has both, otherwise ours.
+
+    Candidates that are of no use are counted by reason.
+    """
+    pairs: Splits = {"train": [], "test": []}
+    for table in tables:
+        for outcome in GENERATORS[schema](table.numbered(), objective):
+            if isinstance(outcome, Pair):
+                pairs[table.split].append(outcome)
+            else:
+                dropped[outcome] += 1
+    both = {table.split for table in tables} == {"train", "test"}
+    return pairs if both else _split(pairs["train"] + pairs["test"], test_fraction)
+
+
+def _split(pairs: list[Pair], test_fraction: float) -> Splits:
+    """Sends a prompt to test if its hash, as a number in [0, 1), is below test_fraction."""
+    found: Splits = {"train": [], "test": []}
+    for pair in pairs:
+        digest = hashlib.sha256(json.dumps(pair.prompt).encode()).digest()
+        share = int.from_bytes(digest[:8]) / 2**64
+        found["test" if share < test_fraction else "train"].append(pair)
+    return found
+
+
+def _disjoint(pairs: Splits, dropped: Counter[str]) -> tuple[Splits, int]:
+    """The pairs without duplicates, and without train pairs whose prompt is in test; how many prompts were in both."""
+    train, test = _unique(pairs["train"], dropped), _unique(pairs["test"], dropped)
+    overlap = {pair.prompt for pair in train} & {pair.prompt for pair in test}
+    kept = [pair for pair in train if pair.prompt not in overlap]
+    _count(dropped, "prompt in test split", len(train) - len(kept))
+    return {"train": kept, "test": test}, len(overlap)
+
+
+def _unique(pairs: list[Pair], dropped: Counter[str]) -> list[Pair]:
+    """The first of equal pairs, in order."""
+    unique = {(pair.prompt, pair.chosen, pair.rejected): pair for pair in reversed(pairs)}
+    _count(dropped, "duplicate pair", len(pairs) - len(unique))
+    return list(reversed(unique.values()))
+
+
+def _fitting(pairs: list[Pair], fits: Callable, dropped: Counter[str]) -> list[Pair]:
+    rows = _rows(pairs, "")
+    kept = [
+        pair
+        for pair, row in zip(pairs, rows, strict=True)
+        if fits(row["prompt"], row["chosen"]) and fits(row["prompt"], row["rejected"])
+    ]
+    _count(dropped, "longer than the context", len(pairs) - len(kept))
+    return kept
+
+
+def _sample(pairs: list[Pair], split: str, limit: int | None, seed: int, dropped: Counter[str]) -> list[Pair]:
+    """At most `limit` random pairs in their old order; train and test are drawn independently."""
+    if limit is None or limit >= len(pairs):
+        return pairs
+    _count(dropped, f"over max_{split}", len(pairs) - limit)
+    order = np.random.default_rng([seed, split == "test"]).permutation(len(pairs))
+    return [pairs[i] for i in sorted(order[:limit])]
+
+
+def _count(dropped: Counter[str], reason: str, n: int) -> None:
+    if n:  # a reason is listed only if it applied
+        dropped[reason] += n
+
+
+def _check_some_left(source: str, objective: str, pairs: Splits, dropped: Counter[str]) -> None:
+    for split, members in pairs.items():
+        if not members:
+            lost = ", ".join(f"{n} {reason}" for reason, n in sorted(dropped.items()))
+            found = f"no {split} pairs left for objective {objective!r}"
+            raise BadInput(f"{source}: {found}; expected some, dropped: {lost or 'none'}")
+
+
+def _notes(schema: str, candidates: Splits) -> dict[str, int]:
+    if schema != "pku-saferlhf":
+        return {}
+    return {"pairs read where better != safer": sum(p.conflict for split in candidates.values() for p in split)}
+
+
+def _rows(pairs: list[Pair], objective: str) -> list[dict]:
+    """Pairs in the schema of this module."""
+    return [
+        {
+            "prompt": [{"role": role, "content": text} for role, text in pair.prompt],
+            "chosen": [{"role": "assistant", "content": pair.chosen}],
+            "rejected": [{"role": "assistant", "content": pair.rejected}],
+            "objective": objective,
+        }
+        for pair in pairs
+    ]

@@ -1,0 +1,18 @@
+"""Every notebook's parameters, and the stages that they ask for."""
+
+from preflab.experiments.ablations import Ablations
+from preflab.experiments.benchmarks import Benchmarks
+from preflab.experiments.coordination import Coordination
+from preflab.experiments.dynamics import GDynamics
+from preflab.experiments.experiment import Parameters
+from preflab.experiments.sequential import Sequential
+
+EXPERIMENTS: dict[str, type[Parameters]] = {
+    "01_sequential_settings": Sequential,
+    "02_g_dynamics": GDynamics,
+    "03_component_ablations": Ablations,
+    "04_coordinated_objectives": Coordination,
+    "90_benchmarks": Benchmarks,
+}
+
+__all__ = ["EXPERIMENTS", "Parameters"]

@@ -1,0 +1,249 @@
+"""Paper D's protocol as parameters and stages: train from one SFT model, let the end point answer, measure G."""
+
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import numpy as np
+from pydantic import model_validator
+
+from preflab import rewards
+from preflab.data.worlds import Objective
+from preflab.errors import BadInput
+from preflab.experiments.experiment import Experiment
+from preflab.experiments.variants import Variant
+from preflab.live import Live
+from preflab.methods.dpo import DPO
+from preflab.methods.method import PairMethod, SampleMethod
+from preflab.methods.ppo import PPO
+from preflab.models import Lora
+from preflab.settings import Source
+from preflab.stages.alignment import Alignment, Learnt, Measurement
+from preflab.stages.answers import Answers, AnswersStage
+from preflab.stages.data import PairSource, Prompts
+from preflab.stages.probe import PairsProbe, SamplesProbe
+from preflab.stages.reward import RewardKind, RewardSection, RewardStage
+from preflab.stages.training import Training, TrainingFromPairs, TrainingFromSamples
+from preflab.training.from_pairs import PairTraining
+from preflab.training.from_samples import SampleTraining
+from preflab.training.schedule import batches
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One training run of an experiment."""
+
+    name: str  # of its row
+    row: Variant
+    seed: int
+    training: Training
+
+    def __str__(self) -> str:
+        return f"{self.name}, seed {self.seed}"
+
+
+class Dynamics(Experiment):
+    """What notebooks 02 to 04 share."""
+
+    source: Source
+    objective: str
+    final_source: Source | None  # of the held-out prompts that D' answers; None: those of `source`
+    final_objective: str | None
+    lora: Lora = Lora(rank=0)
+    dpo: DPO = DPO()
+    ppo: PPO = PPO()
+    pair_training: PairTraining = PairTraining()
+    sample_training: SampleTraining = SampleTraining()
+    reward: RewardSection = RewardSection()
+    measurement: Measurement = Measurement()
+
+    def sources(self) -> list[tuple[str, str]]:
+        return [(self.source, self.objective)]
+
+    @model_validator(mode="after")
+    def _dynamics_possible(self) -> Self:
+        loop = self.sample_training
+        sizes = {
+            "pair_training.batch_size": self.pair_training.batch_size,
+            "sample_training.batch_size": loop.batch_size,
+            "measurement.probe": self.measurement.probe,
+        }
+        for name, size in sizes.items():
+            if size > self.train_pairs:
+                raise ValueError(f"{name}={size}: expected at most train_pairs={self.train_pairs}")
+        if loop.batch_size % loop.minibatch_size:
+            raise ValueError(
+                f"sample_training.batch_size={loop.batch_size}: expected a multiple of "
+                f"sample_training.minibatch_size={loop.minibatch_size}"
+            )
+        if (finals := self.measurement.finals) > self.test_pairs:
+            raise ValueError(
+                f"measurement.finals={finals}: expected at most test_pairs={self.test_pairs}, whose prompts they answer"
+            )
+        if (self.final_source is None) != (self.final_objective is None):
+            raise ValueError(
+                f"final_objective={self.final_objective!r}: expected one with final_source and none without"
+            )
+        self._check_reward("reward.kind", self.reward.kind)
+        return self
+
+    def _check_reward(self, key: str, kind: RewardKind | None) -> None:
+        if kind in ("oracle", "correct") and not self.source.startswith("world:"):
+            raise ValueError(f"{key}={kind!r}: only a world has one, expected 'model' for source={self.source!r}")
+
+    # --- data and reward
+
+    @property
+    def pairs(self) -> PairSource:
+        return self.pairs_of(self.source, self.objective)
+
+    @property
+    def utility(self) -> Objective | None:
+        """The oracle's objective; None if there is no oracle."""
+        return self.pairs.utility
+
+    def prompts(self, which: range | None = None) -> Prompts:
+        """Held-out prompts, which nothing is trained on; by default those that D' answers, the same for every run."""
+        which = which or range(self.measurement.finals)
+        of = self.pairs_of(self.final_source, self.final_objective) if self.final_source else self.pairs
+        return Prompts(of, which.start, which.stop)
+
+    def reward_stage(self, kind: RewardKind | None = None) -> RewardStage:
+        """One reward for all seeds: the notebook's kind, or another."""
+        kind, pairs = kind or self.reward.kind, self.pairs.train_pairs(0)
+        if kind != "model":
+            return RewardStage(self.base_model, kind, pairs, self.max_new_tokens)
+        return RewardStage(self.base_model, kind, pairs, self.max_new_tokens, self.reward.training(), self.lora)
+
+    # --- runs
+
+    def rows(self) -> dict[str, Variant]:
+        """The ways to train, by name."""
+        return {"DPO": Variant(method="dpo"), "PPO": Variant(method="ppo")}
+
+    def planned(self) -> list[Planned]:
+        """Every run, the longer ones first."""
+        runs = [self.plan(name, row, seed) for name, row in self.rows().items() for seed in self.seeds]
+        return sorted(runs, key=lambda run: run.row.from_pairs)
+
+    def plan(self, name: str, row: Variant, seed: int) -> Planned:
+        return Planned(name, row, seed, self.training(row, seed))
+
+    def method_of(self, row: Variant) -> PairMethod | SampleMethod:
+        """A row's arguments go before those of section `dpo` or `ppo`. Raises BadInput."""
+        return row.resolved_method({DPO: self.dpo, PPO: self.ppo})
+
+    def check_row(self, name: str, row: Variant) -> None:
+        """Raises BadInput for a rule, an argument or a group that cannot be."""
+        try:
+            row.resolved_rule()
+            method, size = self.method_of(row), self.sample_training.batch_size
+            if isinstance(method, SampleMethod) and size % method.samples_a_prompt:
+                raise BadInput(
+                    f"group_size={method.samples_a_prompt}: expected a divisor of sample_training.batch_size={size}"
+                )
+        except BadInput as error:
+            raise BadInput(f"variants.{name}: {error}") from None
+
+    def training(self, row: Variant, seed: int) -> Training:
+        """The stage of one run."""
+        size = self.measurement.batch
+        common: dict[str, Any] = {
+            "base": self.base_model,
+            "pairs": self.pairs.train_pairs(seed),
+            "seed": seed,
+            "lora": self.lora,
+            "method": self.method_of(row),
+            "rule": row.resolved_rule(),
+            "live": Live(row.live_every, self.max_new_tokens, size) if row.live_every else None,
+        }
+        if row.from_pairs:
+            updates = round(row.budget * self._updates_from_pairs(seed)) if row.budget < 1 else None
+            return TrainingFromPairs(**common, loop=self.pair_training, order=seed, updates=updates)
+        loop = replace(self.sample_training, iterations=round(self.sample_training.iterations * row.budget))
+        reward = self.reward_stage(row.reward)
+        return TrainingFromSamples(**common, loop=loop, reward=reward, max_new_tokens=self.max_new_tokens)
+
+    def _updates_from_pairs(self, seed: int) -> int:
+        loop = self.pair_training
+        return len(self.pairs.load(seed).train) // loop.batch_size * loop.epochs
+
+    def updates_of(self, training: Training) -> tuple[int, int]:
+        """Updates of the optimiser in all, and between two measurements."""
+        if isinstance(training, TrainingFromPairs):
+            pairs, loop = len(training.pairs.rows()), training.loop
+            schedule = batches(pairs, loop.batch_size, loop.epochs, 0)
+            return len(schedule[: training.updates]), self.measurement.every_updates
+        loop = training.loop
+        return loop.iterations * loop.updates, self.measurement.every_iterations * loop.updates
+
+    def measured_steps(self, training: Training) -> tuple[int, ...]:
+        """The updates after which G is measured: the first is 0, the last the end."""
+        total, every = self.updates_of(training)
+        return tuple(sorted({*range(0, total, every), total}))
+
+    # --- what comes after training
+
+    def answers_stage(self, training: Training | None, which: range | None = None) -> AnswersStage:
+        """Of a run's final policy, or of the SFT model, to some of the held-out prompts (by default those of D')."""
+        m = self.measurement
+        return AnswersStage(
+            self.base_model, training, self.prompts(which), self.max_new_tokens, m.final_temperature, m.batch
+        )
+
+    def alignment(self, training: Training) -> Alignment:
+        m = self.measurement
+        return Alignment(
+            training=training,
+            answers=self.answers_stage(training),
+            held_out=self.pairs.test_pairs,
+            steps=self.measured_steps(training),
+            probe=PairsProbe(m.probe) if isinstance(training, TrainingFromPairs) else SamplesProbe(m.probe),
+            nll=m.nll,
+            batch=m.batch,
+            shown=m.shown,
+            detail=m.detail,
+            replay=m.snapshots == "replay",
+        )
+
+    def reports(self) -> dict[str, dict[str, Any]]:
+        """What was read, by seed."""
+        return {f"seed {seed}": self.read_report(self.pairs, self.source, seed) for seed in self.seeds}
+
+    def learnt(self, training: Training) -> Learnt:
+        return Learnt(training)
+
+    def scores(self, answers: Answers, greedy: bool, which: range | None = None) -> np.ndarray:
+        """The judge's score of each response to the held-out prompts, (prompts,): the oracle's utility in a world,
+        else the reward model's score, which is no independent judge of what was trained on it."""
+        prompts = self.prompts(which).messages()
+        if self.utility:
+            texts = answers.final_texts if greedy else answers.sampled_texts
+            return rewards.utilities(self.utility, prompts, texts)
+        found = self.reward_stage().load()(prompts, answers.final if greedy else answers.sampled)
+        return found.double().numpy()
+
+    def passes(self, training: Training) -> int:
+        """What training costs, in forward passes of one sequence: a backward pass and a forward-mode one count two, a
+        generated response one. Without the reference's and the reward model's, which are the same for all of a kind."""
+        total, _ = self.updates_of(training)
+        every = training.live.every if training.live else None
+        if isinstance(training, TrainingFromPairs):
+            pairs = training.loop.batch_size
+            look = pairs * (1 + 3) + 2 * pairs * (1 + 3)  # D' and its gradient; c and s of both sides
+            return total * 2 * pairs * 3 + _looks(total, every) * look
+        loop, n = training.loop, training.loop.batch_size
+        values = int(training.method.has_values and training.method.own_value_trunk)
+        iteration = n * (2 + values) + loop.epochs * n * 3 * (1 + values)
+        look = n * (1 + 3) + n * 3  # c is there
+        return loop.iterations * iteration + _looks(loop.iterations, every) * look
+
+
+def _looks(steps: int, every: int | None) -> int:
+    return -(-steps // every) if every else 0
+
+
+class GDynamics(Dynamics):
+    """02_g_dynamics."""
+
+    pair_training: PairTraining = PairTraining(epochs=2)  # "2 epochs" in the Qwen3 recipe attributed to paper D
+    sample_training: SampleTraining = SampleTraining(iterations=50)

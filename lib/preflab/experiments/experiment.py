@@ -1,0 +1,168 @@
+"""Parameters of a notebook: checked before anything trains, and turned into stages.
+
+A notebook's parameters cell has the knobs of its lecture. Everything else stands in *sections*. Each is the settings
+dataclass beside the code that uses it, and a section that is given says only what differs from its defaults. papermill
+alone checks nothing: it runs on when a name is misspelt and hands 1e-6 over as a string.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, fields, is_dataclass
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from preflab.data.sources import parse_source
+from preflab.errors import BadInput
+from preflab.experiments.explain import explain, hint, shown
+from preflab.hardware import Hardware
+from preflab.models import Lora
+from preflab.paths import project_root
+from preflab.running.cells import injected_names, warn_of_near_misses
+from preflab.settings import Count, Name, Seed
+from preflab.stages.base import TINY, Base, BaseSettings
+from preflab.stages.data import PairSource, world_of
+
+
+class Parameters(BaseModel):
+    """What every notebook has."""
+
+    model_config = ConfigDict(
+        strict=True, extra="forbid", allow_inf_nan=False, frozen=True, arbitrary_types_allowed=True
+    )
+
+    profile: Name  # results go to results/PROFILE/NAME/
+    name: Name
+    hardware: Hardware = Hardware()
+
+    @classmethod
+    def from_notebook(cls, names: Mapping[str, Any]) -> Self:
+        """Check a notebook's globals right after its parameters cell: `from_notebook(globals())`.
+
+        A reader's own variables and imports do no harm. A name that papermill has injected must be a parameter.
+        Raises BadInput.
+        """
+        for name in injected_names(names.get("In", [])):
+            if name not in cls.model_fields:
+                raise BadInput(f"notebook parameters: {cls._unknown(name, names.get(name))}")
+        warn_of_near_misses(names, cls.model_fields)
+        return cls.checked({k: names[k] for k in cls.model_fields if k in names}, "notebook parameters")
+
+    @classmethod
+    def checked(cls, values: Mapping[str, Any], where: str) -> Self:
+        """Raises BadInput with one line that names the key, its value and what was expected."""
+        try:
+            return cls.model_validate({k: cls._section(k, v) for k, v in values.items()})
+        except BadInput as error:
+            raise BadInput(f"{where}: {error}") from None
+        except ValidationError as error:
+            first = error.errors()[0]
+            if first["type"] == "extra_forbidden" and len(first["loc"]) == 1:
+                raise BadInput(f"{where}: {cls._unknown(first['loc'][0], first['input'])}") from None
+            raise BadInput(f"{where}: {explain(first)}") from None
+
+    @classmethod
+    def _section(cls, key: str, value: Any) -> Any:
+        default = cls.model_fields[key].default if key in cls.model_fields else None
+        return laid_over(default, value, key) if is_dataclass(default) and not is_dataclass(value) else value
+
+    @classmethod
+    def _unknown(cls, key: str, value: Any) -> str:
+        return f"{key}={shown(value)}: no such parameter, expected one of: {', '.join(sorted(cls.model_fields))}"
+
+    def values(self) -> dict[str, Any]:
+        """Every value in force, by its name; those of sections as section.name."""
+        return dict(_flat({name: getattr(self, name) for name in type(self).model_fields}))
+
+    def changed(self, notebook: Mapping[str, Any]) -> list[str]:
+        """The names of `values` that differ from the notebook's own defaults."""
+        own = type(self).checked(notebook, "notebook").values()
+        return [name for name, value in self.values().items() if own.get(name) != value]
+
+
+def laid_over(default: Any, given: Any, where: str) -> Any:
+    """A settings dataclass like `default` with the given values. Raises BadInput."""
+    if not isinstance(given, dict):
+        raise BadInput(f"{where}={shown(given)}: expected a section, which maps names to values{hint(given)}")
+    values = {f.name: getattr(default, f.name) for f in fields(default)}
+    for key, value in given.items():
+        if key not in values:
+            known = ", ".join(values)
+            raise BadInput(f"{where}.{key}={shown(value)}: no such parameter, expected one of: {known}")
+        values[key] = laid_over(values[key], value, f"{where}.{key}") if is_dataclass(values[key]) else value
+    try:
+        return type(default)(**values)
+    except ValidationError as error:
+        raise BadInput(explain(error.errors()[0], where)) from None
+
+
+def _flat(values: Mapping[str, Any], before: str = ""):
+    for name, value in values.items():
+        if is_dataclass(value):
+            yield from _flat({f.name: getattr(value, f.name) for f in fields(value)}, f"{before}{name}.")
+        else:
+            yield f"{before}{name}", value
+
+
+class Experiment(Parameters):
+    """What every notebook that trains has: data, base model, seeds."""
+
+    data: str  # folder that files: sources are relative to
+    revision: str | None  # of hub: sources; recorded
+    train_pairs: Count
+    test_pairs: Annotated[int, Field(ge=8)]
+    max_new_tokens: Count
+    seeds: Annotated[list[Seed], Field(min_length=1)]
+    show_texts: bool
+    base: BaseSettings = BaseSettings()
+    lora: Lora = Lora()
+
+    def sources(self) -> list[tuple[str, str]]:
+        """Every (source, objective) that pairs are taken from."""
+        raise NotImplementedError
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds={self.seeds}: expected different numbers")
+        if self.base.sft_source and self.base.model == TINY:
+            raise ValueError(
+                f"base.sft_source={self.base.sft_source!r}: expected none for base.model='tiny', "
+                "which speaks its own data"
+            )
+        self._check_sources()
+        return self
+
+    def _check_sources(self) -> None:
+        """Worlds and their objectives must exist, and one tiny base model speaks one kind of source only."""
+        found = {source: world_of(source) for source, _ in self.sources()}
+        for source, objective in self.sources():
+            if found[source]:
+                found[source].objective(objective)
+        if self.base.model == TINY and len({world is None for world in found.values()}) > 1:
+            raise BadInput("one tiny model cannot carry worlds and other sources, expected one kind")
+
+    def located(self, source: str) -> str:
+        """A source whose `files:` path is absolute; a relative one begins at `data`, and that at the checkout."""
+        kind, name = parse_source(source)
+        return f"files:{(project_root() / self.data / name).resolve()}" if kind == "files" else source
+
+    @property
+    def base_model(self) -> Base:
+        """The stage that every other one begins with."""
+        corpus = ()
+        if self.base.model == TINY and world_of(self.sources()[0][0]) is None:
+            corpus = tuple(PairSource(self.located(s), o, self.revision).train_pairs(0) for s, o in self.sources())
+        settings = self.base
+        if settings.sft_source:
+            settings = laid_over(settings, {"sft_source": self.located(settings.sft_source)}, "base")
+        return Base(settings, self.hardware.resolved(), corpus)
+
+    def pairs_of(self, source: str, objective: str, train: int | None = None) -> PairSource:
+        """Pairs that fit the model's context. Worlds' always do."""
+        fitting = None if world_of(source) else self.base_model
+        train = train or self.train_pairs
+        return PairSource(self.located(source), objective, self.revision, train, self.test_pairs, fitting)
+
+    def read_report(self, pairs: PairSource, source: str, seed: int) -> dict[str, Any]:
+        """What was read, kept and dropped; under the source's own name, not where it lies here."""
+        return asdict(pairs.load(seed).report) | {"source": source}

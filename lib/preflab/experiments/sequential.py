@@ -1,0 +1,217 @@
+"""Paper S's protocol as parameters and stages: DPO on one objective, then on another; both are measured after each."""
+
+import re
+from dataclasses import dataclass
+from typing import Annotated, Literal, Self
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from preflab import rewards
+from preflab.data.worlds import World
+from preflab.errors import BadInput
+from preflab.experiments.experiment import Experiment
+from preflab.margins import dpo_margin, policy_margin
+from preflab.methods.dpo import DPO
+from preflab.models import Lora
+from preflab.settings import SOURCE, Count
+from preflab.stages.data import Pairs, PairSource, world_of
+from preflab.stages.evaluation import Evaluated, Evaluation
+from preflab.stages.training import TrainingFromPairs
+from preflab.training.from_pairs import PairTraining
+
+SOURCE_PATTERN = re.compile(SOURCE)
+Path = tuple[str, ...]  # objectives trained so far: () is the base, ("helpful",) Stage 1
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Two objectives of one preference source. They may be the same one: then Stage 2 has new pairs of it."""
+
+    name: str
+    source: str
+    objectives: tuple[str, str]
+
+    @property
+    def world(self) -> World | None:
+        return world_of(self.source)
+
+    @property
+    def orders(self) -> list[tuple[str, str]]:
+        """Both orders; one if the objectives are the same."""
+        return list(dict.fromkeys([self.objectives, self.objectives[::-1]]))
+
+    @property
+    def repeats(self) -> bool:
+        return self.objectives[0] == self.objectives[1]
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """One setting and order, all seeds.
+
+    Margins are {objective: (3, seeds, pairs)}: of the base, after Stage 1, after Stage 2. The base's rows repeat.
+    """
+
+    setting: Setting
+    path: tuple[str, str]
+    policy_margins: dict[str, np.ndarray]  # length-normalised, nats per token
+    dpo_margins: dict[str, np.ndarray]  # against the base, nats
+    results: list[list[Evaluated]]  # [base, Stage 1, Stage 2][seed]
+
+    @property
+    def name(self) -> str:
+        return f"{self.setting.name}: {' → '.join(self.path)}"
+
+    @property
+    def first(self) -> np.ndarray:
+        """Policy margins of the objective that was trained first: (3, seeds, pairs)."""
+        return self.policy_margins[self.path[0]]
+
+    @property
+    def change(self) -> np.ndarray:
+        """What Stage 2 did to them: (seeds, pairs)."""
+        return self.first[2] - self.first[1]
+
+
+class Sequential(Experiment):
+    """01_sequential_settings. A setting is [source, objective, objective]."""
+
+    settings: Annotated[dict[str, Annotated[list[str], Field(min_length=3, max_length=3)]], Field(min_length=1)]
+    prompts: Count  # held-out prompts per objective that each stage answers
+    stage2_reference: Literal["base", "stage1"]
+    resamples: Annotated[int, Field(ge=100)]  # draws behind the intervals of S2 and S4
+    dpo: DPO = DPO(beta=0.3)  # paper S
+    pair_training: PairTraining = PairTraining(learning_rate=2e-3, warmup_share=0.1, checkpoint_every=200)
+    lora: Lora = Lora(rank=8, alpha=16)
+
+    def sources(self) -> list[tuple[str, str]]:
+        return [(source, o) for source, *objectives in self.settings.values() for o in objectives]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sources_named(cls, values: dict) -> dict:
+        rows = values.get("settings")
+        for name, row in rows.items() if isinstance(rows, dict) else ():
+            if isinstance(row, list) and row and not (isinstance(row[0], str) and SOURCE_PATTERN.match(row[0])):
+                raise ValueError(f"settings.{name}={row[0]!r}: expected world:NAME, hub:REPO or files:PATH")
+        return values
+
+    @model_validator(mode="after")
+    def _settings_possible(self) -> Self:
+        size = self.pair_training.batch_size
+        if size > self.train_pairs:
+            raise ValueError(f"pair_training.batch_size={size}: expected at most train_pairs={self.train_pairs}")
+        return self
+
+    # --- stages
+
+    def all_settings(self) -> list[Setting]:
+        return [Setting(name, source, (a, b)) for name, (source, a, b) in self.settings.items()]
+
+    def source_of(self, setting: Setting, objective: str) -> PairSource:
+        """A setting with one objective draws twice as many pairs, so that Stage 2 finds new ones."""
+        return self.pairs_of(setting.source, objective, (1 + setting.repeats) * self.train_pairs)
+
+    def trained_on(self, setting: Setting, path: Path, seed: int) -> Pairs:
+        """The pairs that the last stage of a path learns from."""
+        of = self.source_of(setting, path[-1])
+        if not setting.repeats:
+            return of.train_pairs(seed)
+        start = (len(path) - 1) * self.train_pairs
+        if (found := len(of.load(seed).train)) < 2 * self.train_pairs:
+            raise BadInput(
+                f"settings.{setting.name}: {found} training pairs, expected {2 * self.train_pairs} for both stages"
+            )
+        return Pairs(of, "train", seed, start, start + self.train_pairs)
+
+    def training(self, setting: Setting, path: Path, seed: int) -> TrainingFromPairs | None:
+        """Stage 1 trains a fresh adapter on the base, Stage 2 goes on with Stage 1's; None for the base itself."""
+        if not path:
+            return None
+        return TrainingFromPairs(
+            base=self.base_model,
+            pairs=self.trained_on(setting, path, seed),
+            seed=seed,
+            lora=self.lora,
+            method=self.dpo,
+            loop=self.pair_training,
+            order=10 * seed + len(path),  # another order of batches in Stage 2
+            start=self.training(setting, path[:-1], seed),
+            reference="start" if self.stage2_reference == "stage1" and len(path) > 1 else "base",
+        )
+
+    def evaluation(self, setting: Setting, path: Path, seed: int) -> Evaluation:
+        """Held-out pairs and prompts of both objectives, after the last stage of a path."""
+        held_out = tuple(self.source_of(setting, o).test_pairs for o in dict.fromkeys(setting.objectives))
+        training = self.training(setting, path, seed)
+        return Evaluation(self.base_model, training, held_out, self.prompts, self.max_new_tokens)
+
+    def phases(self) -> dict[str, dict[str, Evaluation]]:
+        """Everything to train and measure, by what a reader may call it; each phase needs only those before it."""
+        settings = self.all_settings()
+        return {
+            "base model scored": {f"{s.name}: base": self.evaluation(s, (), 0) for s in settings},
+            "Stage 1": self._phase([(s, (o,)) for s in settings for o in dict.fromkeys(s.objectives)]),
+            "Stage 2": self._phase([(s, order) for s in settings for order in s.orders]),
+        }
+
+    def _phase(self, paths: list[tuple[Setting, Path]]) -> dict[str, Evaluation]:
+        return {
+            f"{setting.name}: {' → '.join(path)}, seed {seed}": self.evaluation(setting, path, seed)
+            for setting, path in paths
+            for seed in self.seeds
+        }
+
+    # --- results
+
+    def sequences(self) -> list[Sequence]:
+        """Margins of every setting and order after every stage."""
+        return [self._sequence(setting, order) for setting in self.all_settings() for order in setting.orders]
+
+    def _sequence(self, setting: Setting, path: tuple[str, str]) -> Sequence:
+        base = self.evaluation(setting, (), 0).load()
+        results = [[base] * len(self.seeds)]
+        results += [[self.evaluation(setting, path[:n], seed).load() for seed in self.seeds] for n in (1, 2)]
+
+        def stacked(margin, objective: str) -> np.ndarray:
+            logs = [[result.log_probs[objective] for result in row] for row in results]
+            return np.array([[margin(log, base.log_probs[objective]) for log in row] for row in logs])
+
+        return Sequence(
+            setting,
+            path,
+            {o: stacked(lambda log, _: policy_margin(log), o) for o in path},
+            {o: stacked(lambda log, ref: dpo_margin(log, ref, self.dpo.beta), o) for o in path},
+            results,
+        )
+
+    def loss(self, sequence: Sequence) -> list[list[float]]:
+        """Of every update of Stage 2, by seed."""
+        trainings = [self.training(sequence.setting, sequence.path, seed) for seed in self.seeds]
+        return [[log["loss"] for log in training.load()] for training in trainings]
+
+    def held_out_pairs(self) -> int:
+        """The fewest of any objective."""
+        return min(len(self.source_of(s, o).test_pairs.rows()) for s in self.all_settings() for o in s.objectives)
+
+    def few(self) -> list[str]:
+        """A warning for every objective that has too few pairs to say much."""
+        sources = [(s, o) for s in self.all_settings() for o in dict.fromkeys(s.objectives)]
+        found = [(f"{s.name}, {o}", self.source_of(s, o).load(self.seeds[0]).report.few) for s, o in sources]
+        return [f"{where}: {text}" for where, text in found if text]
+
+    def reports(self) -> dict[str, dict]:
+        """What was read, by setting, objective and seed."""
+        return {
+            f"{s.name}/{o}/seed {seed}": self.read_report(self.source_of(s, o), s.source, seed)
+            for s in self.all_settings()
+            for o in dict.fromkeys(s.objectives)
+            for seed in self.seeds
+        }
+
+
+def utilities(world: World, objective: str, samples: list[dict]) -> np.ndarray:
+    """The oracle's utility of each response to this objective's own held-out prompts: (prompts,)."""
+    own = [s for s in samples if s["objective"] == objective]
+    return rewards.utilities(world.objective(objective), [s["prompt"] for s in own], [s["response"] for s in own])

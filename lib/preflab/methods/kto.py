@@ -1,0 +1,37 @@
+"""KTO on pairs."""
+
+import torch
+
+from preflab.methods.method import PairMethod, Weighted, sides
+from preflab.settings import Positive, settings
+
+
+@settings
+class KTO(PairMethod):
+    """KTO (Eq. 7 and 8 of arXiv:2402.01306) on pairs: y+ is desirable, y- is not, each counts once.
+
+        l = log pi/pi_ref(y),   z+ = max(0, mean of l(y-)),   z- = max(0, mean of l(y+))   over the batch
+        loss = [1 - sigmoid(beta (l(y+) - z+))] + [1 - sigmoid(beta (z- - l(y-)))]
+        c = +-beta * sigmoid'(beta (l - z))
+
+    z is the reference point, an estimate of the KL divergence from the reference. The paper takes responses to other
+    prompts for it. With pairs, each side takes the other side's responses (as its authors' report does for pairs).
+    No gradient goes through z. It is a mean over one batch, so it depends on the size of the micro-batch.
+    Margins are beta * Delta.
+    """
+
+    beta: Positive = 0.1
+
+    def weigh(self, log_ratios: torch.Tensor, completion_mask: torch.Tensor) -> Weighted:
+        chosen, rejected = log_ratios.detach().chunk(2)
+        value_of_chosen = torch.sigmoid(self.beta * (chosen - reference_point(rejected)))
+        value_of_rejected = torch.sigmoid(self.beta * (reference_point(chosen) - rejected))
+        values = torch.cat([value_of_chosen, value_of_rejected])
+        c = (self.beta * values * (1 - values))[:, None] * sides(completion_mask)
+        loss = (1 - value_of_chosen) + (1 - value_of_rejected)
+        return Weighted(c, loss, self.beta * (chosen - rejected))
+
+
+def reference_point(log_ratios: torch.Tensor) -> torch.Tensor:
+    """z: the batch's mean log-ratio, at least 0, since a KL divergence is. (n,) to a scalar."""
+    return log_ratios.mean().clamp(min=0)

@@ -1,0 +1,1 @@
+"""How notebooks are run: cache, runs, processes, the command."""

@@ -1,0 +1,254 @@
+"""The command `preflab`: run notebooks with a profile's parameters, collect what they found."""
+
+import os
+import shlex
+import shutil
+import signal
+import sys
+from dataclasses import is_dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import jupytext
+import nbformat
+import typer
+from typer.core import TyperGroup
+
+import preflab
+from preflab import paths
+from preflab.errors import BadInput
+from preflab.running import notebooks
+from preflab.running.cache import Cache
+from preflab.running.reading import find_notebook, parse_yaml, read_yaml, resolve
+
+EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED = 2, 1, 128 + signal.SIGINT
+
+
+class _OneLineErrors(TyperGroup):
+    """What a reader can mend or must know is one line; anything else is our fault and keeps its traceback."""
+
+    def invoke(self, ctx) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BadInput as error:
+            message, code = str(error), EXIT_BAD_INPUT
+        except MemoryError as error:
+            message, code = f"out of memory: {error}", EXIT_FAILED
+        except notebooks.NotebookFailed as error:
+            message, code = str(error), EXIT_FAILED
+        except KeyboardInterrupt:
+            message, code = (
+                "interrupted; what is trained is kept, and the same command goes on from there",
+                EXIT_INTERRUPTED,
+            )
+        typer.echo(f"error: {' '.join(message.split())}", err=True)
+        raise typer.Exit(code)
+
+
+app = typer.Typer(
+    cls=_OneLineErrors,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+Profile = Annotated[str, typer.Option(help="A folder of params/.")]
+
+
+cache_app = typer.Typer(no_args_is_help=True, help="The cache of trained stages.")
+app.add_typer(cache_app, name="cache")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"preflab {preflab.__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _start(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+) -> None:
+    """What preference optimisation does to a language model: run the notebooks, collect the results."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    for ending in (signal.SIGTERM, signal.SIGHUP):  # clean up, as Ctrl-C does
+        signal.signal(ending, lambda number, _: sys.exit(128 + number))
+
+
+@app.command()
+def run(
+    name: Annotated[str, typer.Argument(help="A file of params/PROFILE/, without .yaml.")],
+    profile: Profile = "default",
+    parameter: Annotated[
+        list[str] | None, typer.Option("--parameter", "-p", help="key=value over the file's; repeatable.")
+    ] = None,
+) -> None:
+    """Execute one notebook with params/PROFILE/NAME.yaml; the default profile has the notebooks' own values."""
+    folder = _run(name, profile, parameter or [])
+    _print_claims([folder])
+
+
+@app.command()
+def reproduce(profile: Profile = "default") -> None:
+    """Execute a profile's notebooks that are not up to date.
+
+    Prints the verdicts on all claims.
+    """
+    _print_claims([_run(name, profile, [], only_if_needed=True) for name in notebooks.find_parameters(profile)])
+
+
+@app.command()
+def check(parameters: Annotated[Path, typer.Argument(help="A YAML file named after its notebook.")]) -> None:
+    """Check a file of parameters without running anything."""
+    resolve(find_notebook(parameters.stem), read_yaml(parameters), str(parameters))
+    typer.echo(f"{parameters}: ok")
+
+
+@app.command()
+def pairs(
+    source: Annotated[str, typer.Argument(help="world:NAME, hub:REPO or files:PATH.")],
+    objective: Annotated[str | None, typer.Option(help="One objective; all of them if not given.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Of a hub source.")] = None,
+) -> None:
+    """Read a preference source and report what was kept and lost."""
+    from preflab.data.pairs import load_pairs, objectives_of  # imports datasets
+
+    wanted = [objective] if objective else objectives_of(source, revision)
+    reports = [load_pairs(source, name, revision=revision).report for name in wanted]
+    typer.echo("\n\n".join(map(str, reports)))
+
+
+@app.command()
+def publish(profile: Profile = "full") -> None:
+    """Copy a profile's figures and numbers to figures/."""
+    root, names = paths.project_root(), notebooks.find_parameters(profile)
+    for name in names:
+        metrics = paths.results_root() / profile / name / "metrics.json"
+        if not metrics.exists():
+            hint = f"run: preflab run {name} --profile {profile}"
+            raise BadInput(f"{metrics}: no such file, expected the results of {name}; {hint}")
+    for name in names:
+        source, target = paths.results_root() / profile / name, root / "figures" / profile / name
+        shutil.rmtree(target, ignore_errors=True)  # figures that are no longer drawn go
+        target.mkdir(parents=True)
+        for file in sorted([*source.glob("*.png"), *source.glob("*.json")]):
+            shutil.copyfile(file, target / file.name)
+        typer.echo(target)
+
+
+@app.command()
+def render(name: Annotated[str, typer.Argument(help="A file of notebooks/src/, without .py.")]) -> None:
+    """Execute notebooks/src/NAME.py into notebooks/NAME.ipynb."""
+    source = find_notebook(name, "notebooks/src", "py")
+    parameters = resolve(source, {}, str(source))
+    folder = notebooks.results_folder(parameters.profile, parameters.name)
+    notebook = _execute(jupytext.read(source), {}, folder, f"preflab render {name}")
+    target = paths.project_root() / "notebooks" / f"{source.stem}.ipynb"
+    staged = folder / "rendered.ipynb"
+    nbformat.write(notebooks.clean(notebook), staged)
+    os.replace(staged, target)
+    typer.echo(target)
+
+
+@app.command()
+def sync() -> None:
+    """Bring what was edited in JupyterLab to notebooks/src, without outputs."""
+    for notebook in sorted((paths.project_root() / "notebooks").glob("*.ipynb")):
+        source = notebook.parent / "src" / f"{notebook.stem}.py"
+        text = jupytext.writes(jupytext.read(notebook), fmt="py:percent")
+        if not source.exists() or source.read_text() != text:
+            source.write_text(text)
+            typer.echo(source)
+
+
+@cache_app.command("check")
+def check_cache() -> None:
+    """Compare the hash of every file with the one that was stored."""
+    found = list(_cache().check())
+    bad = [f"{folder.name}: {name}" for folder, name in found if name]
+    for line in bad:
+        typer.echo(f"{line} is not what was stored; delete the folder to rebuild it")
+    if bad:
+        raise BadInput(f"cache {_cache().root}: {len(bad)} of {len(found)} entries are not what was stored")
+    typer.echo(f"{len(found)} entries, all as stored")
+
+
+@cache_app.command("clear")
+def clear_cache() -> None:
+    """Delete the cache. It costs nothing but the time to train again."""
+    _cache().clear()
+
+
+def _cache() -> Cache:
+    return Cache(paths.results_root() / "cache")
+
+
+def _run(name: str, profile: str, overrides: list[str], only_if_needed: bool = False) -> Path:
+    """Check everything, execute, return the folder of the results."""
+    files = notebooks.find_parameters(profile)
+    if name not in files:
+        raise BadInput(f"params/{profile}/{name}.yaml: no such file, expected one of: {', '.join(files)}")
+    notebook = find_notebook(name)
+    file = files[name]
+    given = {"profile": profile, "name": name, **(read_yaml(file) if file else {})}
+    words = [f for override in overrides for f in ("-p", override)]
+    command = shlex.join(["preflab", "run", name, "--profile", profile, *words])
+    cells = nbformat.read(notebook, as_version=4)
+    folder = notebooks.results_folder(str(given["profile"]), str(given["name"]))
+    if only_if_needed and notebooks.up_to_date(cells, given, folder):
+        typer.echo(f"{name}  up to date", err=True)
+        return folder
+    parameters = resolve(notebook, given, str(file or notebook))
+    if overrides:
+        given = _laid_over(given, _parse(overrides), parameters)
+        parameters = resolve(notebook, given, "-p")
+    parameters.hardware.resolved()  # the device must be there
+    folder = notebooks.results_folder(parameters.profile, parameters.name)
+    _execute(cells, given, folder, command)
+    return folder
+
+
+def _laid_over(given: dict[str, Any], over: dict[str, Any], settings: Any) -> dict[str, Any]:
+    """A section of the command line is laid over the file's, at any depth; everything else takes its place.
+
+    `settings` tells what a section is. A mapping of names that a reader chooses (`variants`) is none.
+    """
+    sections = {k for k, v in over.items() if is_dataclass(getattr(settings, k, None)) and isinstance(v, dict)}
+    both = {k: _laid_over(given[k], over[k], getattr(settings, k)) for k in sections if isinstance(given.get(k), dict)}
+    return {**given, **over, **both}
+
+
+def _parse(overrides: list[str]) -> dict[str, Any]:
+    """key=value, the value as YAML reads it: what a file cannot say, the command line cannot either."""
+    given = {}
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals:
+            raise BadInput(f"-p {override}: expected key=value")
+        if key in given:
+            raise BadInput(f"-p {override}: {key} is given twice, expected once")
+        given[key] = parse_yaml(value, f"-p {override}")
+    if isinstance(folder := given.get("data"), str):  # relative to where the command was given
+        given["data"] = os.path.relpath(Path(folder).expanduser(), paths.project_root())
+    return given
+
+
+def _execute(notebook: nbformat.NotebookNode, given: dict, folder: Path, command: str) -> nbformat.NotebookNode:
+    def show(line: str) -> None:
+        typer.echo(f"{folder.name}  {line}", err=True)
+
+    return notebooks.execute(notebook, given, folder, command, show)
+
+
+def _print_claims(folders: list[Path]) -> None:
+    from preflab.claims import measured  # imports pandas
+
+    for folder in folders:
+        typer.echo(folder)
+        for claim in notebooks.read_claims(folder):
+            number = measured(claim["value"], claim["interval"])
+            typer.echo(f"  {claim['id']:<5}{claim['verdict']:<16} {number:<28}{claim['statement']}")
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,270 @@
+"""Executing notebooks without JupyterLab: papermill, with checked parameters and nothing left behind."""
+
+import json
+import logging
+import os
+import platform
+import re
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import nbformat
+import papermill
+from ipykernel.kernelspec import write_kernel_spec
+from jupyter_client import AsyncKernelManager
+from jupyter_client.kernelspec import KernelSpecManager
+from nbclient.exceptions import DeadKernelError
+
+from preflab import paths
+from preflab.errors import BadInput
+from preflab.running.cells import literals
+from preflab.running.code import package
+from preflab.running.identity import digest, library_versions
+from preflab.running.records import progress_of, staging_of, write_json
+
+DEFAULT = "default"
+LANGUAGE = {  # what JupyterLab writes: saving an untouched notebook then changes nothing
+    "codemirror_mode": {"name": "ipython", "version": 3},
+    "file_extension": ".py",
+    "mimetype": "text/x-python",
+    "name": "python",
+    "nbconvert_exporter": "python",
+    "pygments_lexer": "ipython3",
+}
+OUT_OF_MEMORY = ("MemoryError", "OutOfMemoryError")
+logging.getLogger("papermill").setLevel(logging.ERROR)  # it warns of every parameter it cannot parse
+
+
+class NotebookFailed(RuntimeError):
+    """A cell raised something that is no BadInput; the message names it and the notebook that was kept."""
+
+
+def find_parameters(profile: str) -> dict[str, Path | None]:
+    """The YAML files of a profile by name, in order. The default profile has the notebooks' own values, and no files.
+
+    Raises BadInput for a profile that does not exist.
+    """
+    root = paths.project_root()
+    if profile == DEFAULT:
+        return {notebook.stem: None for notebook in sorted((root / "notebooks").glob("*.ipynb"))}
+    files = sorted((root / "params").glob("*/*.yaml"))
+    found = {file.stem: file for file in files if file.parent.name == profile}
+    if not found:
+        known = sorted({DEFAULT, *(file.parent.name for file in files)})
+        raise BadInput(f"profile {profile!r}: no such profile in params/, expected one of: {', '.join(known)}")
+    return found
+
+
+def results_folder(profile: str, name: str) -> Path:
+    return paths.results_root() / profile / name
+
+
+def execute(
+    notebook: nbformat.NotebookNode,
+    given: dict,
+    folder: Path,
+    command: str,
+    show: Callable[[str], object],
+) -> nbformat.NotebookNode:
+    """Execute with `given` over the notebook's own values; the result stands in `folder`.
+
+    `command` is what provenance.json records, and `show` is called with each line of progress. Raises BadInput, also
+    for one raised by a cell, MemoryError, and NotebookFailed for the rest. Whatever stops it, no half-written result
+    and no process stay behind.
+    """
+    with _workspace(folder) as workspace:
+        source, output = workspace / "source.ipynb", workspace / "notebook.ipynb"
+        nbformat.write(notebook, source)
+        try:
+            _run_papermill(source, output, given, _kernel(workspace / "kernels"), folder, show)
+        except papermill.PapermillExecutionError as error:
+            _explain(error.ename, error.evalue, output, folder)
+        except DeadKernelError:
+            _explain("DeadKernelError", "the notebook's process was killed; out of memory?", output, folder)
+        folder.mkdir(exist_ok=True)
+        os.replace(output, folder / "notebook.ipynb")
+        _sign(folder, {"command": command, "inputs": inputs(notebook, given)})
+        _failed(folder).unlink(missing_ok=True)
+    return nbformat.read(folder / "notebook.ipynb", as_version=4)
+
+
+def _sign(folder: Path, record: dict[str, str]) -> None:
+    """Add to provenance.json and to the figures' sidecars how the run was started."""
+    for file in folder.glob("*.json"):
+        content = json.loads(file.read_text())
+        if file.name == "provenance.json" or "figure" in content:
+            write_json(file, {**content, **record})
+
+
+@contextmanager
+def _workspace(folder: Path) -> Iterator[Path]:
+    """A hidden folder beside the results, on their file system, gone in the end. What killed runs left goes first."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        for left in folder.parent.glob(f".{folder.name}.*"):
+            if not _alive(left.name.removeprefix(f".{folder.name}.").partition(".")[0]):
+                _remove(left)
+        workspace = staging_of(folder, os.getpid())
+        workspace.mkdir(exist_ok=True)
+    except OSError as error:
+        raise BadInput(f"results folder {folder.parent}: not writable ({error.strerror})") from None
+    try:
+        yield workspace
+    finally:
+        shutil.rmtree(workspace, ignore_errors=True)
+
+
+def _alive(process: str) -> bool:
+    try:
+        os.kill(int(process), 0)
+    except (ValueError, ProcessLookupError):
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _kernel(folder: Path) -> type[AsyncKernelManager]:
+    """Kernels of this very interpreter, whatever kernelspecs are installed."""
+    write_kernel_spec(folder / "python3", None, ["--log-level=CRITICAL"])
+    specs = KernelSpecManager(kernel_dirs=[str(folder)])
+
+    class Kernel(AsyncKernelManager):
+        started: list[AsyncKernelManager] = []  # noqa: RUF012  one class per run
+
+        def __init__(self, **traits):
+            super().__init__(kernel_spec_manager=specs, **traits)
+            self.started.append(self)
+
+    return Kernel
+
+
+def _run_papermill(
+    source: Path,
+    output: Path,
+    given: dict,
+    kernel: type[AsyncKernelManager],
+    folder: Path,
+    show: Callable[[str], object],
+) -> None:
+    """papermill in a thread: this one shows progress and gets the signals, which nbclient would take."""
+    with ThreadPoolExecutor(1) as pool:
+        run = pool.submit(
+            papermill.execute_notebook,
+            source,
+            output,
+            given,
+            kernel_name="python3",
+            language="python",
+            progress_bar=False,
+            kernel_manager_class=kernel,
+        )
+        lines = _Lines(folder, kernel)
+        try:
+            running = True
+            while running:
+                running = wait([run], timeout=0.2).not_done
+                for line in lines.new():
+                    show(line)
+        except BaseException:
+            logging.disable(logging.CRITICAL)  # that the kernel died is no news
+            while wait([run], timeout=0.5).not_done:  # else leaving the pool waits for the notebook to end
+                _kill(kernel)
+            raise
+        finally:
+            _kill(kernel)
+            lines.sweep()
+        run.result()
+
+
+class _Lines:
+    """The lines of progress that a kernel's run writes."""
+
+    def __init__(self, folder: Path, kernel: type[AsyncKernelManager]):
+        self.folder, self.kernel, self.seen, self.process = folder, kernel, 0, 0
+
+    def new(self) -> list[str]:
+        processes = [m.provisioner.pid for m in self.kernel.started if m.provisioner and m.provisioner.pid]
+        self.process = processes[0] if processes else self.process  # a kernel that has ended forgets it
+        try:
+            lines = progress_of(self.folder, self.process).read_text().splitlines()
+        except OSError:  # not there yet
+            return []
+        new, self.seen = lines[self.seen :], len(lines)
+        return new
+
+    def sweep(self) -> None:
+        """Remove what the run has left that put nothing in place, and the lines."""
+        for left in (staging_of(self.folder, self.process), progress_of(self.folder, self.process)):
+            _remove(left)
+
+
+def _remove(left: Path) -> None:
+    shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
+
+
+def _kill(kernel: type[AsyncKernelManager]) -> None:
+    for manager in kernel.started:
+        if manager.provisioner and manager.provisioner.pgid:
+            with suppress(ProcessLookupError):
+                os.killpg(manager.provisioner.pgid, signal.SIGKILL)  # its worker processes too
+
+
+def _failed(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.failed.ipynb")
+
+
+def _explain(ename: str, evalue: str, output: Path, folder: Path) -> None:
+    """Raise what an error in a cell means here."""
+    if ename == "BadInput":
+        raise BadInput(evalue) from None
+    first = (evalue.strip().splitlines() or [""])[0]
+    if ename in OUT_OF_MEMORY:
+        raise MemoryError(first) from None
+    os.replace(output, _failed(folder))
+    raise NotebookFailed(f"{ename}: {first} (see {_failed(folder)})") from None
+
+
+def clean(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """An executed notebook as it is committed: nothing of papermill, of the clock or of the machine."""
+    notebook = nbformat.from_dict(notebook)
+    notebook.metadata = {
+        "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
+        "language_info": LANGUAGE | {"version": platform.python_version()},
+    }
+    for number, cell in enumerate(notebook.cells):
+        cell.id = f"cell-{number:02d}"  # papermill's ids would change with every execution
+        tags = cell.metadata.get("tags")
+        cell.metadata = {"tags": tags} if tags else {}
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if not _silent(output)]
+    return notebook
+
+
+def _silent(output: nbformat.NotebookNode) -> bool:
+    return output.get("name") == "stderr" and not output.text.strip()
+
+
+def inputs(notebook: nbformat.NotebookNode, given: dict) -> str:
+    """Digest of everything that decides a run's results, but data outside the project."""
+    cells = [cell.source for cell in notebook.cells]
+    return digest({"cells": cells, "given": given, "code": package().whole_hash(), "versions": library_versions()})
+
+
+def up_to_date(notebook: nbformat.NotebookNode, given: dict, folder: Path) -> bool:
+    """Whether the results at hand are what a run would make. Of data outside the project nobody knows."""
+    provenance = folder / "provenance.json"
+    own = [literals(cell.source) for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
+    if re.search(r"'(files|hub):", f"{own} {given}") or not provenance.exists():
+        return False
+    return json.loads(provenance.read_text()).get("inputs") == inputs(notebook, given)
+
+
+def read_claims(folder: Path) -> list[dict]:
+    """The claims in a folder's metrics.json; none where it has none."""
+    metrics = folder / "metrics.json"
+    return json.loads(metrics.read_text())["claims"] if metrics.exists() else []

@@ -1,0 +1,39 @@
+"""What a run writes, as plain JSON, and where it collects it."""
+
+import json
+import math
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel
+
+
+def staging_of(folder: Path, process: int) -> Path:
+    """Where the run of a process collects what goes to `folder`."""
+    return folder.parent / f".{folder.name}.{process}"
+
+
+def progress_of(folder: Path, process: int) -> Path:
+    """The file of that run's lines of progress. It stays beside `folder` until all of them are shown."""
+    return folder.parent / f".{folder.name}.{process}.progress"
+
+
+def write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(jsonable(value), indent=1, allow_nan=False) + "\n")
+
+
+def jsonable(value: Any) -> Any:
+    """Dataclasses, models, arrays and NumPy numbers as plain JSON; what is not finite becomes null."""
+    if isinstance(value, BaseModel):
+        return {name: jsonable(getattr(value, name)) for name in type(value).model_fields}
+    if is_dataclass(value):
+        return jsonable(asdict(value))
+    if isinstance(value, dict):
+        return {str(k): jsonable(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return [jsonable(v) for v in value]
+    if isinstance(value, (float, np.floating)):
+        return float(f"{value:.6g}") if math.isfinite(value) else None  # a learning rate of 5e-7 stays one
+    return value.item() if isinstance(value, np.generic) else value

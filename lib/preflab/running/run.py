@@ -1,0 +1,150 @@
+"""One run of a notebook: how it starts, where it writes, what it records."""
+
+import atexit
+import hashlib
+import os
+import platform
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from importlib.metadata import version
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.figure import Figure
+
+import preflab
+from preflab.claims import Claim
+from preflab.errors import BadInput
+from preflab.experiments import EXPERIMENTS
+from preflab.experiments.experiment import Parameters
+from preflab.figures import theme
+from preflab.hardware import device_name, one_thread
+from preflab.paths import project_root, results_root
+from preflab.running.cache import Cache
+from preflab.running.identity import digest
+from preflab.running.parallel import show_progress_in
+from preflab.running.quiet import quiet
+from preflab.running.reading import defaults
+from preflab.running.records import jsonable, progress_of, staging_of, write_json
+from preflab.stages.stage import keep_in
+
+
+def start(parameters: Parameters) -> "Run":
+    """What every notebook begins with: quiet libraries, one thread, the one cache, one look for figures."""
+    quiet()
+    one_thread()
+    theme()
+    pd.options.display.max_colwidth = None
+    keep_in(Cache(results_root() / "cache"))
+    return Run(parameters)
+
+
+class Run:
+    """Collects what a notebook produces and puts it in place in one move: results/PROFILE/NAME/."""
+
+    def __init__(self, parameters: Parameters):
+        self.parameters, self.started, self.git = parameters, time.time(), git_state()
+        self.folder = results_root() / parameters.profile / parameters.name
+        self.staging = staging_of(self.folder, os.getpid())
+        try:
+            shutil.rmtree(self.staging, ignore_errors=True)
+            self.staging.mkdir(parents=True)
+        except OSError as error:
+            raise BadInput(f"results folder {self.folder.parent}: not writable ({error.strerror})") from error
+        progress = progress_of(self.folder, os.getpid())
+        show_progress_in(progress)
+        atexit.register(shutil.rmtree, self.staging, ignore_errors=True)
+        atexit.register(progress.unlink, missing_ok=True)
+
+    def overview(self) -> pd.DataFrame:
+        """Versions, device, and every value in force, a row a section; those that differ from the notebook's own
+        have a star."""
+        stem = next(stem for stem, kind in EXPERIMENTS.items() if type(self.parameters) is kind)
+        changed = self.parameters.changed(defaults(project_root() / "notebooks" / "src" / f"{stem}.py"))
+        rows: dict[str, list[str]] = {"versions": [f"{k} {v}" for k, v in versions().items()], "device": [self.device]}
+        for name, value in self.parameters.values().items():
+            section, _, own = name.partition(".")
+            star = "*" if name in changed else ""
+            rows.setdefault(section, []).append(f"{star}{own} = {value!r}" if own else f"{star}{value!r}")
+        joined = {section: ", ".join(values) for section, values in rows.items()}
+        return pd.Series(joined, name="in force (* differs from this notebook's own)").to_frame()
+
+    @property
+    def device(self) -> str:
+        return device_name(self.parameters.hardware.device)
+
+    def figure(self, name: str, figure: Figure) -> Figure:
+        """Keep a figure as NAME.png. Returns it, closed, so that a cell that ends with this call shows it once."""
+        figure.savefig(self.staging / f"{name}.png", dpi=150, bbox_inches="tight", metadata={"Software": None})
+        plt.close(figure)
+        return figure
+
+    def finish(
+        self, claims: Iterable[Claim], metrics: dict, series: dict | None = None, data: dict | None = None
+    ) -> Path:
+        """Write metrics.json, provenance.json and a sidecar for each figure; returns the folder.
+
+        `metrics` are single numbers, `series` lists, `data` the fingerprints and reports of what was read.
+        """
+        provenance = self._provenance(data or {})
+        content = {"claims": list(claims), "metrics": metrics, "series": series or {}}
+        write_json(self.staging / "metrics.json", content)
+        write_json(self.staging / "provenance.json", provenance)
+        for picture in self.staging.glob("*.png"):
+            sha = hashlib.sha256(picture.read_bytes()).hexdigest()
+            write_json(picture.with_suffix(".json"), {"figure": picture.name, "sha256": sha, **provenance})
+        old = self.staging.with_name(f"{self.staging.name}.old")
+        if self.folder.exists():
+            os.replace(self.folder, old)
+        os.replace(self.staging, self.folder)
+        shutil.rmtree(old, ignore_errors=True)
+        return self.folder
+
+    def _provenance(self, data: dict) -> dict:
+        values = jsonable(self.parameters)
+        return {
+            "name": self.parameters.name,
+            "command": None,  # `preflab run` adds itself
+            "inputs": None,  # likewise, so that `preflab reproduce` knows what is up to date
+            "parameters": values,
+            "parameters_hash": digest(values),
+            "preflab": preflab.__version__,
+            "git": self.git,
+            "versions": versions(),
+            "platform": f"{platform.system()} {platform.machine()}",
+            "device": self.device,
+            "data": data,
+            "wall_seconds": round(time.time() - self.started, 1),
+            "peak_memory_mb": peak_memory(),
+        }
+
+
+def git_state() -> dict[str, str | bool | None]:
+    """Commit and whether tracked files differ from it; None outside a checkout."""
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(project_root()), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "-uno"))}
+    except (OSError, subprocess.CalledProcessError):
+        return {"commit": None, "dirty": None}
+
+
+def versions() -> dict[str, str]:
+    """What a reader needs to compare runs."""
+    names = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "numpy")
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+
+
+def peak_memory() -> dict[str, int]:
+    """Peak resident memory in MB of this process and of its largest worker."""
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    who = {"main": resource.RUSAGE_SELF, "largest_worker": resource.RUSAGE_CHILDREN}
+    return {name: resource.getrusage(which).ru_maxrss // unit for name, which in who.items()}

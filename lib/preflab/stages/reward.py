@@ -1,0 +1,100 @@
+"""What methods on samples are rewarded by, standardised: a reward model, the oracle, or verifiable correctness."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from peft import LoraConfig, get_peft_model
+
+from preflab.generation import sample
+from preflab.models import Lora
+from preflab.rewards import (
+    Reward,
+    Scale,
+    correctness_reward,
+    flip_labels,
+    load_reward_model,
+    model_reward,
+    oracle_reward,
+)
+from preflab.settings import settings
+from preflab.stages.base import Base
+from preflab.stages.stage import Stage
+from preflab.training.reward import RewardSettings, train_reward
+
+if TYPE_CHECKING:
+    from preflab.stages.data import Pairs
+
+SCALE_RESPONSES = 256  # of the base model, that standardise a reward
+RewardKind = Literal["model", "oracle", "correct"]
+
+
+@settings
+class RewardSection(RewardSettings):
+    """Section `reward`: the kind, and the training of a reward model."""
+
+    kind: RewardKind = "model"
+
+    def training(self) -> RewardSettings:
+        values = asdict(self)
+        del values["kind"]
+        return RewardSettings(**values)
+
+
+@dataclass(frozen=True)
+class RewardStage(Stage):
+    """One reward for all seeds, and its scale on the base model's own responses."""
+
+    base: Base
+    kind: RewardKind
+    pairs: "Pairs"  # that a reward model learns from; their prompts set the scale
+    max_new_tokens: int
+    training: RewardSettings | None = None  # None for what is not trained
+    lora: Lora | None = None  # likewise
+
+    def build(self, folder: Path) -> None:
+        if self.kind == "model":
+            self._train(folder)
+        prompts = self.pairs.rows()["prompt"][:SCALE_RESPONSES]
+        how = {"max_new_tokens": self.max_new_tokens, "temperature": 1.0, "seed": 0}
+        drawn = sample(self.base.load(), self.base.tokenizer(), prompts, **how)
+        scale = Scale.of(self._raw(folder)(prompts, drawn))
+        (folder / "scale.json").write_text(json.dumps(asdict(scale)))
+
+    def _train(self, folder: Path) -> None:
+        base, hardware, lora = self.base, self.base.hardware, self.lora
+        device, dtype = hardware.torch_device, hardware.torch_dtype
+        model = load_reward_model(base.location, device, dtype, base.revision, initial=True)
+        if lora.rank:
+            model = get_peft_model(model, LoraConfig(r=lora.rank, lora_alpha=lora.alpha, task_type="SEQ_CLS"))
+        pairs = flip_labels(self.pairs.rows(), self.training.label_flips, np.random.default_rng(0))
+        context = base.settings.context
+        losses = train_reward(model, base.tokenizer(), pairs, self.training, max_length=context, seed=0)
+        model = model.merge_and_unload() if lora.rank else model
+        model.save_pretrained(folder / "model")
+        (folder / "loss.json").write_text(json.dumps(losses))
+
+    def _raw(self, folder: Path) -> Reward:
+        tokenizer = self.base.tokenizer()
+        if self.kind == "oracle":
+            return oracle_reward(self.pairs.of.utility, tokenizer)
+        if self.kind == "correct":
+            return correctness_reward(tokenizer)
+        hardware = self.base.hardware
+        model = load_reward_model(folder / "model", hardware.torch_device, hardware.torch_dtype)
+        return model_reward(model, tokenizer.pad_token_id)
+
+    def load(self) -> Reward:
+        """The standardised reward: mean 0 and deviation 1 on the base model's responses."""
+        folder = self.folder
+        return Scale(**json.loads((folder / "scale.json").read_text())).apply(self._raw(folder))
+
+    def margins(self, pairs: "Pairs") -> np.ndarray:
+        """r(y+) - r(y-) of the unscaled reward on some pairs: (pairs,)."""
+        reward, rows, prompts = self._raw(self.folder), pairs.encoded(self.base), pairs.rows()["prompt"]
+        chosen, rejected = (
+            reward(prompts, [(row["prompt_ids"], row[side]) for row in rows]) for side in ("chosen_ids", "rejected_ids")
+        )
+        return (chosen - rejected).numpy()

@@ -1,0 +1,85 @@
+"""Intervals of means over seeds and pairs (or prompts): Student's, of crossed random effects. Pure NumPy.
+
+Arrays have shape (seeds, pairs) if a docstring does not say otherwise; the pairs are the same for every seed, the
+training data, adapters and batch order are not.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import t as student
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A statistic with its interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def within(self, bound: float) -> bool:
+        return -bound <= self.low and self.high <= bound
+
+    def __str__(self) -> str:
+        return f"{self.value:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
+
+
+def mean_error(x: np.ndarray) -> tuple[float, float, float]:
+    """Mean of x, (seeds, pairs or prompts), its standard error for other seeds and other pairs, and the error's
+    degrees of freedom.
+
+    Seeds and pairs are crossed random effects, x[s,i] = mu + a_s + b_i + e_si, so that with their mean squares
+
+        Var(mean) = (MS_seeds + MS_pairs - MS_rest) / (S n)        (degrees of freedom: Satterthwaite's)
+
+    where neither counts for less than the rest. With one seed it speaks of pairs alone.
+    """
+    seeds, pairs = x.shape
+    mean = float(x.mean())
+    if seeds == 1:
+        return mean, float(x.std(ddof=1) / np.sqrt(pairs)), pairs - 1
+    a, b = x.mean(1) - mean, x.mean(0) - mean
+    freedom = np.array([seeds - 1, pairs - 1, (seeds - 1) * (pairs - 1)])
+    sums = np.array([pairs * (a @ a), seeds * (b @ b), np.sum((x - mean - a[:, None] - b) ** 2)])
+    squares = np.maximum(sums / freedom, sums[2] / freedom[2])
+    total = squares[0] + squares[1] - squares[2]
+    satterthwaite = total**2 / np.sum(squares**2 / freedom) if total else x.size - 1
+    return mean, float(np.sqrt(total / x.size)), float(satterthwaite)
+
+
+def mean_interval(x: np.ndarray, level: float = 0.95, bounds: tuple[float, float] = (-np.inf, np.inf)) -> Interval:
+    """Student's interval of the mean of x, (seeds, pairs or prompts), for both (`mean_error`), cut at `bounds`.
+
+    Percentiles of a bootstrap over as few as five seeds would cover 83 % where they say 95 %.
+    """
+    interval = _students(*mean_error(x), level)
+    return Interval(interval.value, max(interval.low, bounds[0]), min(interval.high, bounds[1]))
+
+
+def difference_interval(x: np.ndarray, y: np.ndarray, level: float = 0.95) -> Interval:
+    """Of the difference of two means, of arrays (seeds, pairs) that have no pair in common (Welch)."""
+    (one, error, freedom), (other, error_, freedom_) = mean_error(x), mean_error(y)
+    whole = error**2 + error_**2
+    welch = whole**2 / (error**4 / freedom + error_**4 / freedom_) if whole else freedom + freedom_
+    return _students(one - other, np.sqrt(whole), welch, level)
+
+
+def ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
+    """What stands for mean(above) / mean(below), arrays of one shape: its mean is that ratio, and its mean's error
+    that of the ratio to first order (delta method). With a mask below, `above` restricted to it: a mean within it."""
+    value = above.mean() / below.mean()
+    return value + (above - value * below) / below.mean()
+
+
+def seed_interval(values: np.ndarray, level: float = 0.95) -> Interval:
+    """Mean over seeds, (seeds,), with Student's interval; NaN ends for one seed, which says nothing of others."""
+    n = len(values)
+    if n < 2:
+        return Interval(float(np.mean(values)), float("nan"), float("nan"))
+    return _students(np.mean(values), np.std(values, ddof=1) / np.sqrt(n), n - 1, level)
+
+
+def _students(value: float, error: float, freedom: float, level: float) -> Interval:
+    half = student.ppf((1 + level) / 2, freedom) * error
+    return Interval(float(value), float(value - half), float(value + half))
