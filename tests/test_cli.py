@@ -358,35 +358,58 @@ def test_a_value_of_the_command_line_reaches_the_notebook(project):
     assert "mine  stages: 1 of 1" in result.stderr
 
 
-def test_a_section_of_the_command_line_is_laid_over_the_files(project):
+@pytest.fixture
+def handed(monkeypatch):
+    """What is handed to notebooks instead of executing them."""
+    seen = []
+
+    def execute(notebook, given, folder, command, show):
+        folder.mkdir(parents=True, exist_ok=True)
+        seen.append(given)
+
+    monkeypatch.setattr(notebooks, "execute", execute)
+    return seen
+
+
+def test_a_section_of_the_command_line_is_laid_over_the_files(project, handed):
+    """Rows, which a reader names, are no section: they take the place of the file's."""
     project.yaml.write_text(
         "pair_training: {epochs: 3, batch_size: 8}\n"
         "base: {seed: 4, sft: {steps: 9, batch_size: 5}}\n"
         "settings: {a: [world:conflict, helpful, harmless]}\n"
     )
-    project.body("print(pair_training, base, list(settings), lora)")
-    result = project.run(
-        *("-p", "pair_training={batch_size: 4}", "-p", "base={sft: {steps: 7}}", "-p", "lora={rank: 2}"),
-        *("-p", "settings={b: [world:safety, safer, better]}"),  # rows are no section: they take the place of rows
-    )
+    words = ["pair_training={batch_size: 4}", "base={sft: {steps: 7}}", "lora={rank: 2}", "seeds=[3]"]
+    words += ["settings={b: [world:safety, safer, better]}"]
+    result = project.run(*(word for given in words for word in ("-p", given)))
     assert result.exit_code == 0, result.stderr
-    expected = {"epochs": 3, "batch_size": 4}, {"seed": 4, "sft": {"steps": 7, "batch_size": 5}}, ["b"], {"rank": 2}
-    assert project.printed() == " ".join(map(str, expected)) + "\n"
+    assert handed == [
+        {
+            "profile": "quick",
+            "name": NAME,
+            "pair_training": {"epochs": 3, "batch_size": 4},
+            "base": {"seed": 4, "sft": {"steps": 7, "batch_size": 5}},
+            "settings": {"b": ["world:safety", "safer", "better"]},
+            "lora": {"rank": 2},
+            "seeds": [3],
+        }
+    ]
 
 
-def test_a_folder_of_data_of_the_command_line_is_relative_to_the_working_folder(project, monkeypatch):
-    project.body("print(data)")
-    (project.root / "own" / "hh").mkdir(parents=True)
-    for cwd, given in (
-        (project.root, "own/hh"),
-        (project.root / "own", "hh"),
-        (project.root / "own" / "hh", "."),
-        (project.root / "params", str(project.root / "own" / "hh")),
-    ):
+def test_a_folder_of_data_of_the_command_line_is_relative_to_the_working_folder(project, handed, monkeypatch):
+    """As the paths of `preflab pairs` are. In a file of parameters it begins at the checkout."""
+    own = project.root / "own" / "hh"
+    own.mkdir(parents=True)
+    for cwd, given in ((project.root, "own/hh"), (own.parent, "hh"), (own, "."), (project.yaml.parent, str(own))):
         monkeypatch.chdir(cwd)
         result = project.run("-p", f"data={given}")
         assert result.exit_code == 0, result.stderr
-        assert (project.root / project.printed().strip()).resolve() == project.root / "own" / "hh"
+        assert handed[-1]["data"] == "own/hh"
+    project.yaml.write_text("data: own/hh\n")
+    assert project.run().exit_code == 0 and handed[-1]["data"] == "own/hh"
+    settings = {"x": ["files:rows.jsonl", "a", "b"]}
+    assert resolve(SOURCE, {"data": "own/hh", "settings": settings}, "x").located("files:rows.jsonl") == (
+        f"files:{own / 'rows.jsonl'}"
+    )
 
 
 def test_bad_input_inside_a_notebook_is_one_line_and_leaves_what_was_there(project):

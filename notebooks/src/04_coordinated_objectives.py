@@ -238,9 +238,8 @@ print(f"by hand:  G⁺ {parts['positive']:+.4f}   G⁻ {parts['negative']:+.4f}"
 # what the rule sees goes half-way from its old value to the new look.
 
 # %%
-seen = Live(every=10, max_new_tokens=P.max_new_tokens, size=P.measurement.batch).look(
-    policy, tokenizer, batch, c, units=4
-)
+live = Live(every=10, max_new_tokens=P.max_new_tokens, size=P.measurement.batch)
+seen = live.look(policy, tokenizer, batch, c, units=4)
 print("library:  G⁺ {:+.4f}   G⁻ {:+.4f}".format(*seen))
 for gain in (-0.5, 0.5):
     (share,) = negative_share(made_of_one_pair(rules.Adaptive(gain=gain), [0.0], live=[seen]))

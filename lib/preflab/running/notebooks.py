@@ -24,7 +24,7 @@ from preflab.errors import BadInput
 from preflab.running.cells import literals
 from preflab.running.code import package
 from preflab.running.identity import digest, library_versions
-from preflab.running.records import progress_of, staging_of, write_json
+from preflab.running.records import PROGRESS, staging_of, write_json
 
 DEFAULT = "default"
 LANGUAGE = {  # what JupyterLab writes: saving an untouched notebook then changes nothing
@@ -107,7 +107,7 @@ def _workspace(folder: Path) -> Iterator[Path]:
         folder.parent.mkdir(parents=True, exist_ok=True)
         for left in folder.parent.glob(f".{folder.name}.*"):
             if not _alive(left.name.removeprefix(f".{folder.name}.").partition(".")[0]):
-                _remove(left)
+                shutil.rmtree(left, ignore_errors=True)
         workspace = staging_of(folder, os.getpid())
         workspace.mkdir(exist_ok=True)
     except OSError as error:
@@ -163,7 +163,7 @@ def _run_papermill(
             progress_bar=False,
             kernel_manager_class=kernel,
         )
-        lines = _Lines(folder, kernel)
+        lines = _Lines(source.with_name(PROGRESS))
         try:
             running = True
             while running:
@@ -174,37 +174,27 @@ def _run_papermill(
             logging.disable(logging.CRITICAL)  # that the kernel died is no news
             while wait([run], timeout=0.5).not_done:  # else leaving the pool waits for the notebook to end
                 _kill(kernel)
+            for process in (m.provisioner.pid for m in kernel.started if m.provisioner):
+                shutil.rmtree(staging_of(folder, process or 0), ignore_errors=True)
             raise
         finally:
             _kill(kernel)
-            lines.sweep()
         run.result()
 
 
 class _Lines:
-    """The lines of progress that a kernel's run writes."""
+    """The lines of progress that a run writes to a file."""
 
-    def __init__(self, folder: Path, kernel: type[AsyncKernelManager]):
-        self.folder, self.kernel, self.seen, self.process = folder, kernel, 0, 0
+    def __init__(self, file: Path):
+        self.file, self.seen = file, 0
 
     def new(self) -> list[str]:
-        processes = [m.provisioner.pid for m in self.kernel.started if m.provisioner and m.provisioner.pid]
-        self.process = processes[0] if processes else self.process  # a kernel that has ended forgets it
         try:
-            lines = progress_of(self.folder, self.process).read_text().splitlines()
+            lines = self.file.read_text().splitlines()
         except OSError:  # not there yet
             return []
         new, self.seen = lines[self.seen :], len(lines)
         return new
-
-    def sweep(self) -> None:
-        """Remove what the run has left that put nothing in place, and the lines."""
-        for left in (staging_of(self.folder, self.process), progress_of(self.folder, self.process)):
-            _remove(left)
-
-
-def _remove(left: Path) -> None:
-    shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
 
 
 def _kill(kernel: type[AsyncKernelManager]) -> None:

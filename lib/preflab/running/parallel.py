@@ -125,7 +125,7 @@ class Progress:
 
     def _show(self, label: str) -> None:
         line = f"{self.what}: {self.done} of {self.total}"
-        detail = f"{line}  {label}{self._left()}" if self.done < self.total else line
+        detail = f"{line}  {label}{self._left()}".rstrip() if self.done < self.total else line
         if self.handle:
             self.handle.update({"text/plain": detail}, raw=True)
         note(detail)

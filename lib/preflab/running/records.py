@@ -9,15 +9,12 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel
 
+PROGRESS = "progress"  # a file of lines, where the command that executes a notebook collects what goes to its folder
+
 
 def staging_of(folder: Path, process: int) -> Path:
-    """Where the run of a process collects what goes to `folder`."""
+    """Where a process collects what goes to `folder`: the run in a kernel, or the command that executes it."""
     return folder.parent / f".{folder.name}.{process}"
-
-
-def progress_of(folder: Path, process: int) -> Path:
-    """The file of that run's lines of progress. It stays beside `folder` until all of them are shown."""
-    return folder.parent / f".{folder.name}.{process}.progress"
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -30,7 +30,7 @@ from preflab.running.identity import digest
 from preflab.running.parallel import show_progress_in
 from preflab.running.quiet import quiet
 from preflab.running.reading import defaults
-from preflab.running.records import jsonable, progress_of, staging_of, write_json
+from preflab.running.records import PROGRESS, jsonable, staging_of, write_json
 from preflab.stages.stage import keep_in
 
 
@@ -56,10 +56,9 @@ class Run:
             self.staging.mkdir(parents=True)
         except OSError as error:
             raise BadInput(f"results folder {self.folder.parent}: not writable ({error.strerror})") from error
-        progress = progress_of(self.folder, os.getpid())
-        show_progress_in(progress)
+        if (command := staging_of(self.folder, os.getppid())).is_dir():  # not in JupyterLab
+            show_progress_in(command / PROGRESS)
         atexit.register(shutil.rmtree, self.staging, ignore_errors=True)
-        atexit.register(progress.unlink, missing_ok=True)
 
     def overview(self) -> pd.DataFrame:
         """Versions, device, and every value in force, a row a section; those that differ from the notebook's own
