@@ -1,5 +1,7 @@
 """Claims D1-D6: for each, curves that must be reproduced, not reproduced and inconclusive."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -122,6 +124,20 @@ def test_separation_and_balance_by_hand(curves):
     assert found.separation == pytest.approx(np.full(SEEDS, 1 / 4))
     assert found.balance == pytest.approx(np.full(SEEDS, 2 / 4))
     assert found.dominance(0) == pytest.approx(np.full(SEEDS, 1.0))
+
+
+def test_steps_without_tertiles_do_not_count(curves):
+    """At the first step all weights of DPO are equal: there are no thirds, and their G is NaN."""
+    whole = curves(bottom=1.0, middle=-1.0, top=np.linspace(2.0, 3.0, STEPS), noise=0.0)
+    parts = {part: getattr(whole, part).copy() for part in ("bottom", "middle", "top")}
+    for values in parts.values():
+        values[:, 0] = np.nan
+    without = replace(whole, **parts)
+    rest = replace(whole, **{part: values[:, 1:] for part, values in parts.items()})
+    assert without.separation == pytest.approx(rest.separation) and np.isfinite(without.separation).all()
+    assert (without.separation != whole.separation).all()
+    claim = weight_shrinks_and_tertiles_overlap(without)
+    assert np.isfinite([claim.value, *claim.interval]).all()
 
 
 def test_all_six_in_order(curves):

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from preflab.figures.coordination import Course, Place, pareto, schedules
+from preflab.figures.dynamics import COLOURS, first_order, six_panels
 
 SFT = (0.2, 0.5)
 
@@ -90,4 +91,48 @@ def test_schedules_stand_four_in_a_row_each_above_its_own_g(n, rows, columns):
     assert len(figure.axes) == 2 * n and [axis.get_title(loc="left") for axis in titled] == list(lambdas)
     assert [axis.lines[1].get_ydata()[0] for axis in titled] == [i / 10 for i in range(n)]
     assert titled[0].get_gridspec().ncols == columns and titled[0].get_gridspec().nrows == 2 * rows
+    plt.close(figure)
+
+
+TERTILES = ("bottom", "middle", "top")
+
+
+def g_without_tertiles_at_step_0(seeds=2, steps=4):
+    """G of a run whose first weights are all equal: there are no thirds then."""
+    course = np.linspace(1.0, 2.0, steps) * np.ones((seeds, 1))
+    g = {part: (i + 1) * course for i, part in enumerate(("whole", "positive", "negative", *TERTILES))}
+    for part in TERTILES:
+        g[part][:, 0] = np.nan
+    return g
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_six_panels_leave_out_tertiles_where_all_weights_are_equal_and_nothing_else():
+    g, x = g_without_tertiles_at_step_0(), np.linspace(0, 1, 4)
+    noise = {"whole": np.full((2, 4), 0.1)}
+    figure = six_panels(
+        {m: x for m in ("dpo", "ppo")}, {m: g for m in ("dpo", "ppo")}, dict.fromkeys(("dpo", "ppo"), noise)
+    )
+    figure.canvas.draw()
+    whole, signs, tertiles = figure.axes[:3]
+    means = {line.get_label(): line for line in tertiles.lines if line.get_label() in TERTILES}
+    assert set(means) == set(TERTILES)
+    for part, line in means.items():
+        np.testing.assert_allclose(line.get_xydata()[1:], np.c_[x, g[part].mean(0)][1:])
+        assert np.isnan(line.get_ydata()[0]) and line.get_color() == COLOURS[part]
+    for axis, part in ((whole, "whole"), (signs, "positive"), (signs, "negative")):
+        (line,) = (line for line in axis.lines if line.get_label() == part)
+        np.testing.assert_allclose(line.get_xydata(), np.c_[x, g[part].mean(0)])
+    low, high = tertiles.get_ylim()
+    assert np.isfinite([low, high]).all() and high >= 12 and tertiles.get_xlim()[0] <= 0
+    plt.close(figure)
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_first_order_shows_what_was_measured_and_leaves_out_what_was_not():
+    predicted, changed = np.array([[np.nan, 1.0, -2.0]]), np.array([[0.5, 1.5, np.nan]])
+    figure = first_order({"dpo": predicted}, {"dpo": changed})
+    figure.canvas.draw()
+    (axis,) = figure.axes
+    assert axis.get_xlim() == axis.get_ylim() == pytest.approx((-2.2, 2.2))
     plt.close(figure)

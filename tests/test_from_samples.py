@@ -493,9 +493,20 @@ def test_groups_learn_without_values_and_resume(method, setup, tokenizer, tmp_pa
         assert torch.equal(a, b)
 
 
-def test_a_group_that_does_not_fit_is_refused(setup, tokenizer):
-    with pytest.raises(BadInput, match=r"group_size=3: expected a divisor of settings\.batch_size=8"):
-        train(without_values(setup()), tokenizer, method=GRPO(group_size=3))
+@pytest.mark.parametrize("kind", [GRPO, RLOO])
+@pytest.mark.parametrize("size", [3, 16])
+def test_a_group_that_does_not_fit_is_refused(kind, size, setup, tokenizer):
+    with pytest.raises(BadInput, match=rf"^group_size={size}: expected a divisor of settings\.batch_size=8$"):
+        train(without_values(setup()), tokenizer, method=kind(group_size=size))
+
+
+@pytest.mark.parametrize("size", [2, 8])
+def test_a_group_may_fill_the_batch_and_prompts_are_asked_as_often_as_groups_need(size, setup, tokenizer):
+    result, asked = without_values(setup()), []
+    watched = (*result[:3], lambda prompts, samples: asked.append(prompts) or result[3](prompts, samples))
+    train(watched, tokenizer, replace(SETTINGS, iterations=1), GRPO(group_size=size))
+    texts = [prompt[0]["content"] for prompt in asked[0]]
+    assert len(texts) == 8 and all(len(set(texts[i : i + size])) == 1 for i in range(0, 8, size))
 
 
 def test_grpo_learns_what_it_is_rewarded_for(setup, tokenizer):

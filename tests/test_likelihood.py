@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from peft import PeftModel
+from pydantic import ValidationError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import DPOConfig, DPOTrainer
 
@@ -200,6 +201,11 @@ def test_seeds_decide_models_and_adapters_and_leave_the_global_generator_alone(m
     a, b, c = (first(trainable(m, Lora(2), s)) for m, s in zip(models, (0, 0, 1), strict=True))
     assert torch.equal(a, b) and not torch.equal(a, c)
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_shape_of_no_architecture_is_refused():
+    with pytest.raises(ValidationError, match=r"architecture\n.*Input should be 'gpt_neox' or 'llama'"):
+        Shape(architecture="rnn")
 
 
 @pytest.mark.parametrize("what", ["absent", "no template", "device", "dtype", "cut"])

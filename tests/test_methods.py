@@ -1,12 +1,18 @@
 """Every method: its c against autograd of its printed loss, against TRL's, and by hand."""
 
 import math
+from dataclasses import replace
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from pydantic import ValidationError
-from test_from_pairs import Float64Head, trl_trainer
+from test_from_pairs import Float64Head, close, gradients, trl_trainer
+from trl import KTOConfig, KTOTrainer
+from trl.data_utils import unpair_preference_dataset
+from trl.experimental.orpo import ORPOTrainer
 
 from preflab.likelihood import collate, pair_log_probs, token_log_probs
 from preflab.methods import METHODS
@@ -16,11 +22,13 @@ from preflab.methods.dpo_sft import DPOWithSFT
 from preflab.methods.grpo import GRPO
 from preflab.methods.ipo import IPO
 from preflab.methods.kto import KTO
-from preflab.methods.method import PairMethod, Scored
+from preflab.methods.method import PairMethod, SampleMethod, Scored
 from preflab.methods.orpo import ORPO
+from preflab.methods.ppo import PPO
 from preflab.methods.rloo import RLOO
 from preflab.methods.simpo import SimPO
-from preflab.weightings import Weights
+from preflab.training.from_pairs import PairTraining, train_on_pairs
+from preflab.weightings import Weights, surrogate
 
 LENGTHS = torch.tensor([3, 5, 2, 4, 1, 5])  # three pairs
 MASK = (torch.arange(6)[None] < LENGTHS[:, None]).long()
@@ -96,10 +104,10 @@ def test_c_is_the_gradient_of_the_printed_loss(name, shift, log_probs):
     c, loss, _ = method.weigh(ratios, MASK)
     expected = by_hand(*ratios.chunk(2), log_probs=log_probs)
     (gradient,) = torch.autograd.grad(expected.sum(), log_probs)
-    torch.testing.assert_close(c, -gradient * MASK, rtol=1e-10, atol=1e-14)
+    torch.testing.assert_close(c, -gradient * MASK, rtol=1e-12, atol=1e-15)
     assert not c.requires_grad
     if loss_is_its:
-        torch.testing.assert_close(loss, expected, rtol=1e-10, atol=1e-14)
+        torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
 
 
 def test_margins_say_which_pairs_are_right(log_probs):
@@ -143,17 +151,93 @@ def test_ktos_reference_point_by_hand():
     assert margins.tolist() == pytest.approx([1.5, 3.5])
 
 
-def test_orpo_is_trls(log_probs):
-    from trl.experimental.orpo import ORPOTrainer
+REGIMES = {  # what the sides' mean log-ratios are: below 0 they are cut, each by itself
+    "both are cut": (-1.5, -0.5),
+    "that of y+ is cut": (-1.5, 0.5),
+    "that of y- is cut": (1.5, -0.5),
+    "neither is cut": (1.5, 0.5),
+}
 
-    class Numbers:
-        beta = 0.7
-        accelerator = type("A", (), {"device": torch.device("cpu")})
 
-    p = (log_probs.sum(1) / LENGTHS).detach()
-    losses, *_ = ORPOTrainer.odds_ratio_loss(Numbers(), *p.chunk(2))
-    found = ORPO(weight=0.7).weigh(log_probs.sum(1), MASK).loss
-    torch.testing.assert_close(found, -p[:3] - losses.double(), rtol=1e-5, atol=1e-6)  # theirs is float32
+def log_ratios_with(means):
+    """Three pairs whose sides have these mean log-ratios."""
+    around = torch.tensor([-0.7, 0.1, 0.6], dtype=torch.float64)
+    return torch.cat([mean + around for mean in means])
+
+
+@pytest.mark.parametrize("means", REGIMES.values(), ids=REGIMES)
+def test_ktos_reference_points_are_cut_at_0_each_by_itself_and_carry_no_gradient(means):
+    log_probs = torch.zeros(6, 6, dtype=torch.float64, requires_grad=True)
+    ratios = (log_probs * MASK).sum(1) + log_ratios_with(means)
+    found = KTO(beta=0.7).weigh(ratios, MASK)
+    chosen, rejected = ratios.chunk(2)
+    losses, gradients = {}, {}
+    for what, stopped in (("held", torch.Tensor.detach), ("moving", torch.clone)):
+        z_chosen, z_rejected = (torch.where(z > 0, z, 0) for z in (stopped(rejected.mean()), stopped(chosen.mean())))
+        desirable = 1 / (1 + torch.exp(-0.7 * (chosen - z_chosen)))
+        undesirable = 1 / (1 + torch.exp(-0.7 * (z_rejected - rejected)))
+        losses[what] = 2 - desirable - undesirable
+        (gradients[what],) = torch.autograd.grad(losses[what].sum(), log_probs, retain_graph=True)
+    assert [float(z) for z in (z_chosen, z_rejected)] == pytest.approx([max(0, means[1]), max(0, means[0])])
+    torch.testing.assert_close(found.loss, losses["held"], rtol=1e-12, atol=0)
+    torch.testing.assert_close(found.c, -gradients["held"], rtol=1e-12, atol=1e-15)
+    through_z = (gradients["moving"] - gradients["held"]).abs().max()
+    assert (through_z > 0.01) == (max(means) > 0)  # a gradient through z would show
+
+
+def test_orpo_by_hand():
+    """y+ of 2 tokens with p = log(1/2), y- of 3 with p = log(1/4): odds of 1 and of 1/3."""
+    log_probs = torch.tensor([2 * math.log(0.5), 3 * math.log(0.25)], dtype=torch.float64)
+    c, loss, margins = ORPO(weight=0.4).weigh(log_probs, torch.tensor([[1, 1, 0], [1, 1, 1]]))
+    assert margins.tolist() == pytest.approx([math.log(3)])
+    assert loss.tolist() == pytest.approx([math.log(2) + 0.4 * math.log(4 / 3)])
+    up, down = (1 + 0.4 * (1 / 4) / (1 / 2)) / 2, -0.4 * (1 / 4) / (3 / 4) / 3
+    assert c.tolist() == [pytest.approx([up, up, 0]), pytest.approx([down] * 3)]
+
+
+def test_orpo_without_its_ratio_is_sft_on_the_chosen_response():
+    c, loss, _ = ORPO(weight=0.0).weigh(torch.tensor([-4.0, -6.0]), torch.tensor([[0, 1, 1], [1, 1, 0]]))
+    assert c.tolist() == [[0, 0.5, 0.5], [0, 0, 0]] and loss.tolist() == [2.0]
+
+
+def test_orpo_is_exact_for_responses_that_are_nearly_certain():
+    """1 - e^p, written so, is 0 for p = -1e-17; the odds of a certain response are 1 / -p."""
+    for p in (-1e-17, -1e-9):
+        c, _, margins = ORPO(weight=0.5).weigh(torch.tensor([math.log(0.5), p], dtype=torch.float64), torch.ones(2, 1))
+        assert margins.tolist() == pytest.approx([math.log(-p)], rel=1e-8)
+        assert float(c[1]) == pytest.approx(0.5 / p, rel=1e-7)
+
+
+def test_the_weight_of_a_pair_is_w_in_dpo_and_the_mean_of_its_sides_elsewhere(log_probs):
+    ratios = log_probs.sum(1) - REFERENCE
+    c, _, margins = DPO(beta=0.7).weigh(ratios, MASK)
+    torch.testing.assert_close(Weights.of_pairs(c, 0.0).weight, 0.7 * torch.sigmoid(-margins))
+    c, *_ = SimPO(margin=0.4, beta=0.7).weigh(ratios, MASK)
+    expected = (c[:3, 0].abs() + c[3:, 0].abs()) / 2
+    torch.testing.assert_close(Weights.of_pairs(c, 0.0).weight, expected)
+
+
+@pytest.mark.parametrize("name", PRINTED)
+def test_the_size_of_the_micro_batch_counts_for_ktos_reference_point_and_for_nothing_else(
+    name, make_model, make_rows, tokenizer
+):
+    rows, ends = make_rows(12), []
+    reference = pair_log_probs(make_model(seed=1), rows, tokenizer.pad_token_id, 8)
+    for size in (6, 4, 1):
+        policy = make_model().requires_grad_(True)
+        settings = PairTraining(batch_size=6, micro_batch_size=size, learning_rate=1e-2)
+        log = train_on_pairs(policy, tokenizer, rows, reference, PRINTED[name][0], settings, seed=0)
+        ends.append((log, {key: p.detach().clone() for key, p in policy.named_parameters()}))
+    (log, end), *others = ends
+    for other_log, other_end in others:
+        if name == "kto":
+            assert other_log != log
+            continue
+        close(other_end, end, rtol=0, atol=1e-10)
+        assert [entry.loss for entry in other_log] == pytest.approx([entry.loss for entry in log], rel=1e-10)
+
+
+# --- parity with TRL ----------------------------------------------------------------------------
 
 
 def test_ipo_is_trls(make_model, make_pairs, make_rows, tokenizer, tmp_path, monkeypatch):
@@ -171,16 +255,198 @@ def test_ipo_is_trls(make_model, make_pairs, make_rows, tokenizer, tmp_path, mon
     assert float(loss.mean()) == pytest.approx(float(trainer.compute_loss(policy, inputs)), rel=1e-9)
 
 
-def test_the_weight_of_a_pair_is_w_in_dpo_and_the_mean_of_its_sides_elsewhere(log_probs):
-    ratios = log_probs.sum(1) - REFERENCE
-    c, _, margins = DPO(beta=0.7).weigh(ratios, MASK)
-    torch.testing.assert_close(Weights.of_pairs(c, 0.0).weight, 0.7 * torch.sigmoid(-margins))
-    c, *_ = SimPO(margin=0.4, beta=0.7).weigh(ratios, MASK)
-    expected = (c[:3, 0].abs() + c[3:, 0].abs()) / 2
-    torch.testing.assert_close(Weights.of_pairs(c, 0.0).weight, expected)
+@pytest.mark.parametrize("means", REGIMES.values(), ids=REGIMES)
+def test_kto_is_trls_with_the_other_side_for_its_mismatched_responses(
+    means, make_model, make_pairs, make_rows, tokenizer, tmp_path, monkeypatch
+):
+    """Theirs takes one reference point a batch: one batch of y+ and one of y- have the two of ours."""
+    monkeypatch.setattr("trl.trainer.utils._ChunkedLogProbFunction", Float64Head)
+    policy, rows = make_model(seed=1).requires_grad_(True), make_rows(3)
+    config = KTOConfig(
+        str(tmp_path), beta=0.7, max_length=None, gradient_checkpointing=False, per_device_train_batch_size=2,
+        use_cpu=True, bf16=False, report_to="none",
+    )  # fmt: skip
+    alone = unpair_preference_dataset(make_pairs(3).select_columns(["prompt", "chosen", "rejected"]))
+    options = {"ref_model": make_model(), "train_dataset": alone, "processing_class": tokenizer}
+    trainer = KTOTrainer(policy, args=config, **options)
+    trainer.precompute_ref_logps = True
+
+    batch = collate(rows, tokenizer.pad_token_id, policy.device)
+    log_probs = token_log_probs(policy, batch)
+    reference = log_probs.sum(1).detach() - log_ratios_with(means)
+    c, loss, margins = KTO(beta=0.7).weigh(log_probs.sum(1) - reference, batch["completion_mask"][:, 1:])
+    chosen, rejected = slice(0, 3), slice(3, 6)
+    theirs = 0
+    for desirable, own, other in ((True, chosen, rejected), (False, rejected, chosen)):
+        inputs = {name: tensor[own] for name, tensor in batch.items()} | {"ref_logps": reference[own]}
+        inputs |= {f"KL_{name}": tensor[other] for name, tensor in batch.items()} | {"ref_KL_logps": reference[other]}
+        theirs = theirs + trainer.compute_loss(policy, inputs | {"label": torch.full((3,), desirable)})
+    metrics = trainer._metrics["eval"]
+    assert metrics["kl"] == pytest.approx([max(0, means[1]), max(0, means[0])], abs=1e-12)
+    assert float(loss.mean()) == pytest.approx(float(theirs), rel=1e-10)
+    rewards = metrics["rewards/chosen"][0] - metrics["rewards/rejected"][0]
+    assert float(margins.mean()) == pytest.approx(rewards, rel=1e-10)
+    expected = gradients(policy, theirs)
+    scale = max(float(g.abs().max()) for g in expected.values())
+    close(gradients(policy, surrogate(c, log_probs) / 3), expected, rtol=0, atol=1e-10 * scale)
 
 
-# --- groups -------------------------------------------------------------------------------------
+class Numbers(ORPOTrainer):
+    """TRL's trainer without its set-up: what its loss is computed with."""
+
+    beta, padding_value, is_encoder_decoder, aux_loss_enabled = 0.7, 0, False, False
+    accelerator = SimpleNamespace(device=torch.device("cpu"), gather_for_metrics=lambda x: x)
+
+    def __init__(self):
+        pass
+
+
+def test_orpos_odds_ratio_is_trls_in_loss_and_gradient(log_probs):
+    p = log_probs.sum(1) / LENGTHS
+    theirs = -p[:3] - Numbers().odds_ratio_loss(*p.chunk(2))[0]
+    c, loss, _ = ORPO(weight=0.7).weigh(log_probs.sum(1), MASK)
+    torch.testing.assert_close(loss, theirs, rtol=1e-5, atol=1e-6, check_dtype=False)  # theirs is float32
+    (gradient,) = torch.autograd.grad(theirs.sum(), log_probs)
+    torch.testing.assert_close(c, -gradient * MASK, rtol=1e-5, atol=1e-7)
+
+
+@pytest.fixture
+def orpo_of(make_model, monkeypatch):
+    """orpo_of(rows): their loss, and ours as surrogate and value, of one model in float64."""
+    as_it_is = torch.Tensor.float
+    monkeypatch.setattr(torch.Tensor, "float", lambda x: x if x.dtype == torch.float64 else as_it_is(x))
+    policy = make_model(seed=1).requires_grad_(True)
+
+    def compute(rows):
+        batch = collate(rows, Numbers.padding_value, policy.device)
+        labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100)
+        named = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "labels": labels}
+        halves = {name: tensor.chunk(2) for name, tensor in named.items()}
+        sides = (("chosen", 0), ("rejected", 1))
+        theirs, _ = Numbers().get_batch_loss_metrics(
+            policy, {f"{side}_{name}": both[i] for side, i in sides for name, both in halves.items()}
+        )
+        log_probs = token_log_probs(policy, batch)
+        c, loss, _ = ORPO(weight=0.7).weigh(log_probs.sum(1), batch["completion_mask"][:, 1:])
+        return policy, theirs, surrogate(c, log_probs) / len(rows), loss
+
+    return compute
+
+
+def rows_of_lengths(prompt, *chosen):
+    """Rows of random tokens: one pair for each length of y+; y- have lengths of their own."""
+    rng = np.random.default_rng(0)
+
+    def draw(n):
+        return rng.integers(5, 60, n).tolist()
+
+    return [
+        {"prompt_ids": draw(prompt), "chosen_ids": draw(n), "rejected_ids": draw(3 + i)} for i, n in enumerate(chosen)
+    ]
+
+
+@pytest.mark.parametrize("lengths", [(4, 4, 4), (6,)])
+def test_orpo_is_trls_where_both_average_the_same_tokens(lengths, orpo_of):
+    """A prompt of one token, of which nothing is predicted, and responses y+ of one length."""
+    policy, theirs, proxy, loss = orpo_of(rows_of_lengths(1, *lengths))
+    assert float(loss.mean()) == pytest.approx(float(theirs), rel=1e-10)
+    expected = gradients(policy, theirs)
+    scale = max(float(g.abs().max()) for g in expected.values())
+    policy.zero_grad()
+    close(gradients(policy, proxy), expected, rtol=0, atol=1e-10 * scale)
+
+
+@pytest.mark.parametrize(("prompt", "lengths"), [(1, (2, 7)), (5, (4, 4))])
+def test_trls_orpo_averages_its_nll_over_all_tokens_of_prompts_and_responses_and_ours_over_responses(
+    prompt, lengths, orpo_of
+):
+    rows = rows_of_lengths(prompt, *lengths)
+    policy, theirs, _, loss = orpo_of(rows)
+    with torch.no_grad():
+        texts = [torch.tensor([row["prompt_ids"] + row["chosen_ids"]]) for row in rows]
+        nll = [F.cross_entropy(policy(ids).logits[0, :-1], ids[0, 1:], reduction="none") for ids in texts]
+    of_tokens = torch.cat(nll).mean()
+    of_responses = torch.stack([x[prompt - 1 :].mean() for x in nll]).mean()
+    assert abs(float(of_tokens - of_responses)) > 0.01
+    assert float(loss.mean() - theirs) == pytest.approx(float(of_responses - of_tokens), rel=1e-9)
+
+
+# --- methods on samples -------------------------------------------------------------------------
+
+# Two samples to one prompt: scores 3 and 1, of which the second has no end. Two response tokens, and three.
+SCORED = Scored(
+    scores=torch.tensor([3.0, 1.0], dtype=torch.float64),
+    finished=torch.tensor([True, False]),
+    log_ratios=torch.tensor([[0.0, 1.0, -0.5, 0.0], [0.2, 0.4, -1.0, 0.0]], dtype=torch.float64),
+    values=torch.tensor([[0.0, 0.5, 1.5, 0.0], [0.3, -0.2, 0.6, 0.0]], dtype=torch.float64),
+    mask=torch.tensor([[0, 1, 1, 0], [1, 1, 1, 0]]),
+)
+
+
+def ppos_returns():
+    """Rewards -0.1 * log-ratio a token, scores 3 and 1 - 2 at the end; gamma 0.5, lambda 0.4."""
+    last = [0.05 + 3 - 1.5, 0.1 + 1 - 2 - 0.6]  # r - V, of the last tokens
+    first = -0.1 + 0.5 * 1.5 - 0.5 + 0.5 * 0.4 * last[0]
+    middle = -0.04 + 0.5 * 0.6 + 0.2 + 0.5 * 0.4 * last[1]
+    start = -0.02 + 0.5 * -0.2 - 0.3 + 0.5 * 0.4 * middle
+    return [[0, first, last[0], 0], [start, middle, last[1], 0]]
+
+
+def whitened_by_hand(rows):
+    held = [a for row in rows for a in row if a]
+    mean = sum(held) / 5
+    spread = math.sqrt(sum((a - mean) ** 2 for a in held) / 5)
+    return [[(a - mean) / spread if a else 0 for a in row] for row in rows]
+
+
+GRPOS = 2 / math.sqrt(8)  # scores 3 and 1 - 2, mean 1, standard deviation sqrt(8)
+RLOOS = (3 - 0.05) - (1 - 2 + 0.04)  # less 0.1 * KL, of 0.5 and of -0.4
+WORKED = {  # of every method on samples: a value, its advantages, what it adds to A if the reference is twice as sure
+    "ppo": (PPO(kl_coefficient=0.1, gamma=0.5, gae_lambda=0.4), whitened_by_hand(ppos_returns()), 0),
+    "grpo": (
+        GRPO(kl_coefficient=0.1, group_size=2),
+        [[0, GRPOS / 2, GRPOS / 2, 0], [-GRPOS / 3, -GRPOS / 3, -GRPOS / 3, 0]],
+        0.1 * (2 - 1),
+    ),
+    "rloo": (RLOO(kl_coefficient=0.1, group_size=2), [[0, RLOOS, RLOOS, 0], [-RLOOS, -RLOOS, -RLOOS, 0]], 0),
+}
+
+
+def test_every_method_on_samples_has_a_worked_example_here():
+    assert set(WORKED) == {name for name, kind in METHODS.items() if issubclass(kind, SampleMethod)}
+    assert set(WORKED) | set(PRINTED) == set(METHODS)
+    assert all(type(method) is METHODS[name] for name, (method, *_) in WORKED.items())
+
+
+@pytest.mark.parametrize("name", WORKED)
+def test_advantages_are_those_of_the_worked_example(name):
+    method, expected, pull = WORKED[name]
+    method = replace(method, missing_eos_penalty=2.0)
+    found, returns = method.advantages(SCORED)
+    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64), rtol=1e-4, atol=1e-12)
+    if method.has_values:
+        raw = torch.tensor(ppos_returns(), dtype=torch.float64)
+        torch.testing.assert_close(returns * SCORED.mask, raw + SCORED.values)
+    mine = torch.zeros_like(SCORED.values)
+    added = method.kl_in_loss(mine, mine + math.log(2), SCORED.mask)
+    a_token = SCORED.mask / SCORED.mask.sum(1, keepdim=True).double()
+    torch.testing.assert_close(added, pull * a_token)
+
+
+@pytest.mark.parametrize("name", WORKED)
+def test_every_method_on_samples_clips_as_ppo_does(name):
+    """c = r A, and nothing where r has gone where A wants it by more than the clip; the loss is PPO's, by autograd."""
+    method = replace(WORKED[name][0], clip=0.3)
+    log_probs = torch.tensor([[0.5, 0.5, -0.5, -0.5, 0.25, 9.0]], dtype=torch.float64, requires_grad=True)
+    advantages = torch.tensor([[1.0, -1.0, 1.0, -1.0, 2.0, 5.0]], dtype=torch.float64)
+    mask = torch.tensor([[1, 1, 1, 1, 1, 0]])
+    c, loss, clipped = method.clipped_weighting(log_probs, torch.zeros_like(advantages), advantages, mask)
+    ratio = log_probs.exp()
+    expected = -torch.min(ratio * advantages, ratio.clamp(0.7, 1.3) * advantages) * mask
+    (gradient,) = torch.autograd.grad(expected.sum(), log_probs)
+    torch.testing.assert_close(c, -gradient)
+    torch.testing.assert_close(loss, expected)
+    assert clipped.tolist() == [[True, False, False, True, False, False]] and not c.requires_grad
 
 
 def advantages(kind, scores, size, **own):
@@ -222,6 +488,8 @@ def test_a_missing_end_costs_a_sample_of_a_group_the_penalty():
     assert found.flatten().tolist() == pytest.approx([1.0, 1.0, -3.0, 1.0])
 
 
-def test_a_group_of_one_is_refused():
+@pytest.mark.parametrize("kind", [GRPO, RLOO])
+def test_a_group_of_one_is_refused(kind):
     with pytest.raises(ValidationError, match="greater than or equal to 2"):
-        GRPO(group_size=1)
+        kind(group_size=1)
+    assert kind(group_size=2).samples_a_prompt == 2

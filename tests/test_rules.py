@@ -53,6 +53,54 @@ def samples_with(*advantages, progress=0.0):
     return Weights(a, a.abs(), a != 0, progress)
 
 
+EARLY, LATE = (samples_with(1.0, -2.0, 3.0, -0.5, 0.0, progress=t) for t in (0.25, 0.75))
+LOOKED = replace(EARLY, live=(-0.1, 0.3))
+WORKED = {  # of every rule: a value, what it sees, and the c that it makes of c = (1, -2, 3, -0.5, 0)
+    "plain": [(rules.Plain(), EARLY, [1, -2, 3, -0.5, 0])],
+    "without_negative": [(rules.WithoutNegative(), EARLY, [1, 0, 3, 0, 0])],
+    "without_positive": [(rules.WithoutPositive(), EARLY, [0, -2, 0, -0.5, 0])],
+    "equal_weights": [(rules.EqualWeights(), EARLY, [1.625, -1.625, 1.625, -1.625, 0])],
+    "only_tertile": [
+        (rules.OnlyTertile(which="bottom"), EARLY, [1, 0, 0, -0.5, 0]),
+        (rules.OnlyTertile(which="middle"), EARLY, [0, -2, 0, 0, 0]),
+        (rules.OnlyTertile(which="top"), EARLY, [0, 0, 3, 0, 0]),
+    ],
+    "without_tertile": [(rules.WithoutTertile(which="top"), EARLY, [1, -2, 0, -0.5, 0])],
+    "positive_then_negative": [
+        (rules.PositiveThenNegative(), EARLY, [1, 0, 3, 0, 0]),
+        (rules.PositiveThenNegative(), LATE, [0, -2, 0, -0.5, 0]),
+        (rules.PositiveThenNegative(at=0.2), EARLY, [0, -2, 0, -0.5, 0]),
+    ],
+    "coordinated": [  # 0.1 of 4 is negative at the start, 0.9 of 4 at the end
+        (rules.Coordinated(start=0.1, end=0.9, total=4.0), EARLY, [4 * 0.7, -8 * 0.3, 12 * 0.7, -2 * 0.3, 0]),
+        (rules.Coordinated(start=0.1, end=0.9, total=4.0), LATE, [4 * 0.3, -8 * 0.7, 12 * 0.3, -2 * 0.7, 0]),
+        (rules.Coordinated(), EARLY, [1.25, -1.5, 3.75, -0.375, 0]),
+    ],
+    "adaptive": [  # the share of negative learning is 1/2 + 0.5/2 * (0.3 + 0.1) / 0.4 = 3/4
+        (rules.Adaptive(gain=0.5), LOOKED, [0.5, -3, 1.5, -0.75, 0]),
+        (rules.Adaptive(gain=0.5, total=1.0), LOOKED, [0.25, -1.5, 0.75, -0.375, 0]),
+    ],
+    "thresholded": [
+        (rules.Thresholded(tau=2.0, reading="keep_above"), EARLY, [0, -2, 3, 0, 0]),
+        (rules.Thresholded(tau=1.0, reading="keep_negative_above"), EARLY, [1, -2, 3, 0, 0]),
+        (rules.Thresholded(tau=2.0, reading="drop_above"), EARLY, [1, -2, 0, -0.5, 0]),
+    ],
+}
+
+
+def test_every_rule_has_a_worked_example_here():
+    assert set(WORKED) == set(rules.RULES)
+    assert all(type(rule) is rules.RULES[name] for name, examples in WORKED.items() for rule, *_ in examples)
+
+
+@pytest.mark.parametrize("name", WORKED)
+def test_a_rule_makes_the_c_of_its_worked_example(name):
+    for rule, seen, expected in WORKED[name]:
+        before = seen.c.clone()
+        assert rule(seen)[0].tolist() == pytest.approx(expected), rule
+        assert torch.equal(seen.c, before)
+
+
 def test_signs():
     w = samples_with(1.0, -2.0, 3.0, 0.0)
     assert rules.Plain()(w) is w.c
@@ -135,6 +183,7 @@ def test_three_readings_of_the_threshold(reading, expected):
     [
         ("without_negativ", {}, "rule='without_negativ': no such rule, expected one of: plain, without_negative, "),
         ("Weights", {}, "no such rule"),
+        ("tertile_components", {}, "no such rule"),
         ("without_negative", {"which": "top"}, "x: which='top': no such argument, expected one of: ['beta']"),
         ("only_tertile", {}, "x: which: missing, rule only_tertile needs it"),
         ("coordinated", {"shape": "square"}, "x: shape='square': input should be 'linear', 'cosine' or 'step'"),
@@ -207,6 +256,7 @@ def test_what_is_learnt_is_the_change_on_every_training_pair(module_cache):
     with training.final_policy() as policy:
         after = pair_log_probs(policy, pairs.encoded(base), pad, 5)
     before = pair_log_probs(base.load(), pairs.encoded(base), pad, 5)
+    assert not module_cache.holds(p.learnt(training))
     change = p.learnt(training).load()
     assert module_cache.holds(p.learnt(training))
     assert change.shape == (2, len(pairs.rows())) and len(pairs.rows()) == p.train_pairs
@@ -312,3 +362,9 @@ def test_arguments_that_cannot_be(method, rule, arguments, message):
     with pytest.raises(BadInput) as error:
         parameters(variants={**ROWS, "x": {"method": method, "rule": rule, "arguments": arguments}})
     assert message in str(error.value)
+
+
+def test_a_gain_that_cannot_be_is_told():
+    row = {"method": "dpo", "rule": "adaptive", "live_every": 1, "arguments": {"gain": -3}}
+    with pytest.raises(BadInput, match="x: gain=-3: input should be greater than or equal to -1"):
+        parameters(variants={**ROWS, "x": row})

@@ -8,15 +8,16 @@ from preflab.settings import Positive, settings
 
 @settings
 class KTO(PairMethod):
-    """KTO (Eq. 7 and 8 of arXiv:2402.01306) on pairs: y+ is desirable, y- is not, each counts once.
+    """KTO (Eq. 7 and 8 of arXiv:2402.01306) on pairs: y+ is desirable, y- is not, lambda_D = lambda_U = 1.
 
         l = log pi/pi_ref(y),   z+ = max(0, mean of l(y-)),   z- = max(0, mean of l(y+))   over the batch
         loss = [1 - sigmoid(beta (l(y+) - z+))] + [1 - sigmoid(beta (z- - l(y-)))]
         c = +-beta * sigmoid'(beta (l - z))
 
-    z is the reference point, an estimate of the KL divergence from the reference. The paper takes responses to other
-    prompts for it. With pairs, each side takes the other side's responses (as its authors' report does for pairs).
-    No gradient goes through z. It is a mean over one batch, so it depends on the size of the micro-batch.
+    z is the reference point, an estimate of the KL divergence from the reference. The paper has one z for both sides
+    and estimates it from responses to other prompts of the micro-batch. On pairs, each side takes the other side's
+    responses, as TRL's former loss `kto_pair` did. No gradient goes through z. It is a mean over a micro-batch, so the
+    size of the micro-batch counts. A pair's loss is the sum over its two responses: twice TRL's mean over responses.
     Margins are beta * Delta.
     """
 

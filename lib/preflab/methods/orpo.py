@@ -18,7 +18,8 @@ class ORPO(PairMethod):
         c(y+) = [1 + weight * sigmoid(-m) / (1 - e^p(y+))] / |y+|
         c(y-) =    - weight * sigmoid(-m) / (1 - e^p(y-))  / |y-|
 
-    Margins are m. `weight` is the paper's lambda.
+    The SFT term is the mean over the tokens of one response y+, then over pairs. TRL's is the mean over all tokens of a
+    batch, those of prompts too. Margins are m. `weight` is the paper's lambda.
     """
 
     reference: ClassVar[bool] = False
