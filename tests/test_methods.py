@@ -27,6 +27,7 @@ from preflab.methods.orpo import ORPO
 from preflab.methods.ppo import PPO
 from preflab.methods.rloo import RLOO
 from preflab.methods.simpo import SimPO
+from preflab.stages.reference import no_reference
 from preflab.training.from_pairs import PairTraining, train_on_pairs
 from preflab.weightings import Weights, surrogate
 
@@ -221,12 +222,14 @@ def test_the_weight_of_a_pair_is_w_in_dpo_and_the_mean_of_its_sides_elsewhere(lo
 def test_the_size_of_the_micro_batch_counts_for_ktos_reference_point_and_for_nothing_else(
     name, make_model, make_rows, tokenizer
 ):
-    rows, ends = make_rows(12), []
-    reference = pair_log_probs(make_model(seed=1), rows, tokenizer.pad_token_id, 8)
+    method, rows, ends = PRINTED[name][0], make_rows(12), []
+    reference = no_reference(12)
+    if method.reference:
+        reference = pair_log_probs(make_model(seed=1), rows, tokenizer.pad_token_id, 8)
     for size in (6, 4, 1):
         policy = make_model().requires_grad_(True)
         settings = PairTraining(batch_size=6, micro_batch_size=size, learning_rate=1e-2)
-        log = train_on_pairs(policy, tokenizer, rows, reference, PRINTED[name][0], settings, seed=0)
+        log = train_on_pairs(policy, tokenizer, rows, reference, method, settings, seed=0)
         ends.append((log, {key: p.detach().clone() for key, p in policy.named_parameters()}))
     (log, end), *others = ends
     for other_log, other_end in others:

@@ -234,6 +234,11 @@ ppo = pd.DataFrame(
 ppo["sampling / updates"] = ppo["sampling, s"] / ppo["updates, s"]
 ppo.describe().loc[["min", "50%", "max"]].round(3)
 
+# %% [markdown]
+# ## Throughput and memory
+#
+# These numbers depend on the machine. Read them as an order of magnitude.
+
 # %%
 memory = peak_memory()
 if device.type == "cuda":
@@ -244,6 +249,13 @@ throughput = {
     **{f"peak memory, {where}, MB": amount for where, amount in memory.items()},
 }
 pd.Series(throughput, name="measured").to_frame().round(1)
+
+# %% [markdown]
+# ## What the measurements say
+#
+# Each statement has a rule that was fixed before the run. The square brackets hold the smallest and the largest of what was
+# measured, and no confidence interval. A statement is *inconclusive* if its median misses the bound, but some of what was
+# measured does not.
 
 # %%
 ratio, faster = speed["ours / TRL"], in_units["times faster"]
