@@ -1,9 +1,11 @@
 """Claims S1-S6: for each, measurements that must be reproduced, not reproduced and inconclusive."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from preflab.claims import INCONCLUSIVE, NOT_REPRODUCED, REPRODUCED, decide
+from preflab.claims import FEWEST, INCONCLUSIVE, NOT_REPRODUCED, REPRODUCED, Claim, decide, withheld
 from preflab.claims.sequential import (
     Cell,
     aggregates_hide_pairs,
@@ -195,3 +197,11 @@ def test_all_six_from_measurements(cell, rng):
     assert [c.verdict for c in claims[:3]] == [REPRODUCED] * 3 and claims[5].verdict == REPRODUCED
     assert claims[3].verdict == NOT_REPRODUCED
     assert all(c.statement and c.statistic for c in claims)
+
+
+def test_verdicts_that_rest_on_too_few_pairs_are_withheld_and_numbers_are_not():
+    claim = Claim("S1", "statement", "rule", 0.3, (0.1, 0.5), REPRODUCED)
+    assert withheld([claim], FEWEST, "held-out pairs") == [claim]
+    (without,) = withheld([claim], FEWEST - 1, "held-out pairs")
+    assert without.verdict == "none: 49 held-out pairs, 50 needed"
+    assert replace(without, verdict=REPRODUCED) == claim

@@ -16,6 +16,7 @@ from preflab.errors import BadInput
 from preflab.likelihood import PairLogProbs, collate, pair_log_probs, token_log_probs
 from preflab.margins import accuracy, dpo_margin, policy_margin
 from preflab.methods.dpo import DPO
+from preflab.training import from_pairs
 from preflab.training.from_pairs import PairTraining, train_on_pairs
 from preflab.training.schedule import batches, lr_factor
 from preflab.weightings import surrogate
@@ -297,6 +298,18 @@ def test_dropout_is_at_work_and_seeded(setup, train):
     assert logs[0] != logs[1] == logs[2]
 
 
+def test_every_update_draws_dropout_of_its_own(setup, train, monkeypatch):
+    drawn = []
+
+    def watched(model, batch):
+        drawn.append(torch.initial_seed())
+        return token_log_probs(model, batch)
+
+    monkeypatch.setattr(from_pairs, "token_log_probs", watched)
+    log = train(*setup(rank=2, dropout=0.3, n=16))
+    assert len(set(drawn)) == len(drawn) == len(log) == 4
+
+
 def test_training_leaves_the_global_generator_alone_and_the_model_in_eval(setup, train):
     policy, rows, reference = setup()
     state = torch.get_rng_state()
@@ -369,6 +382,17 @@ def test_batches_are_fresh_permutations():
     assert all(len(set(e)) == 9 and set(e) <= set(range(10)) for e in epochs)
     assert len({tuple(e) for e in epochs}) == 4
     assert np.array_equal(schedule, batches(10, 3, 4, seed=0)) and not np.array_equal(schedule, batches(10, 3, 4, 1))
+
+
+def test_updates_end_training_before_the_epochs_do_with_a_schedule_of_their_own(setup, train, monkeypatch):
+    asked = []
+    monkeypatch.setattr(from_pairs, "lr_factor", lambda *how: asked.append(how) or lr_factor(*how))
+    policy, rows, reference = setup(n=16)
+    seen = []
+    log = train(policy, rows, reference, updates=3, on_step=lambda step, steps, _: seen.append((step, steps)))
+    assert len(log) == 3 and seen == [(1, 3), (2, 3), (3, 3)]
+    assert asked == [(step, 3, SETTINGS.warmup_share) for step in range(3)]
+    assert len(train(*setup(n=16), updates=None)) == len(train(*setup(n=16), updates=99)) == 4
 
 
 # --- it learns ------------------------------------------------------------------------------------

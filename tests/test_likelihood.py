@@ -1,6 +1,7 @@
 """Tokens to log-probabilities: against a loop, against TRL, and what is saved loads again."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from trl import DPOConfig, DPOTrainer
 
 from preflab.errors import BadInput
 from preflab.hardware import resolve_device, resolve_dtype
-from preflab.likelihood import collate, encode_pairs, pair_log_probs, token_log_probs
+from preflab.likelihood import collate, completion_entropy, encode_pairs, pair_log_probs, token_log_probs
 from preflab.models import Lora, Shape, load_model, load_trained, save_model, tiny_model, trainable, unwrap
 from preflab.tokenizers import bpe_tokenizer, load_tokenizer
 
@@ -201,6 +202,20 @@ def test_seeds_decide_models_and_adapters_and_leave_the_global_generator_alone(m
     a, b, c = (first(trainable(m, Lora(2), s)) for m, s in zip(models, (0, 0, 1), strict=True))
     assert torch.equal(a, b) and not torch.equal(a, c)
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_entropy_is_that_of_the_distribution_before_each_response_token(make_model, make_rows, tokenizer):
+    model, batch = make_model(), collate(make_rows(2), tokenizer.pad_token_id, CPU)
+    with torch.no_grad():
+        logits = model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    found = completion_entropy(logits, batch)
+    assert found.shape == batch["input_ids"][:, 1:].shape
+    for row, t in ((row, t) for row in range(4) for t in range(found.shape[1])):
+        p = logits[row, t].softmax(-1)
+        expected = float(-(p * p.log()).sum()) if batch["completion_mask"][row, t + 1] else 0
+        assert float(found[row, t]) == pytest.approx(expected, rel=1e-10)
+    even = completion_entropy(torch.zeros_like(logits), batch)
+    assert float(even.max()) == pytest.approx(math.log(logits.shape[-1]))
 
 
 def test_a_shape_of_no_architecture_is_refused():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.special import expit
+from test_sft import rates_of
 from transformers import AutoModelForSequenceClassification
 
 from preflab import rewards
@@ -61,6 +62,14 @@ def test_the_seed_decides_and_the_global_generators_are_left_alone(base, pairs, 
     found = [train_reward(copy.deepcopy(start), tokenizer, pairs, few, max_length=64, seed=s) for s in (0, 0, 1)]
     assert found[0] == found[1] != found[2]
     assert torch.equal(torch.get_rng_state(), state) and (np.random.get_state()[1] == numpys).all()
+
+
+def test_the_rate_warms_up_over_a_tenth_of_all_epochs_and_falls_to_zero(base, pairs, tokenizer, monkeypatch):
+    rates = rates_of(monkeypatch, "RewardTrainer")
+    settings = RewardSettings(epochs=3, batch_size=8, learning_rate=1e-2)
+    train_reward(initial(base), tokenizer, pairs, settings, max_length=64, seed=0)
+    assert len(rates) == 60  # 20 an epoch, 6 of warm-up
+    assert rates == pytest.approx([1e-2 * min(step / 6, (60 - step) / 54) for step in range(60)])
 
 
 def test_a_score_is_read_at_the_last_token_whatever_the_batch(base, pairs, tokenizer):

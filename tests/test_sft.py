@@ -1,11 +1,14 @@
 """SFT: the loss on completions alone, falling, seeded, refused when it is no number."""
 
 import copy
+import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+import trl
+from transformers import TrainerCallback
 
 from preflab.data.worlds import sft_conversations
 from preflab.errors import BadInput
@@ -18,6 +21,19 @@ SETTINGS = SFTSettings(steps=30, batch_size=16, learning_rate=1e-2)
 @pytest.fixture
 def conversations():
     return sft_conversations(64, np.random.default_rng(0))
+
+
+def rates_of(monkeypatch, trainer):
+    """A list to which a trainer of TRL's will add the learning rate of every update."""
+    rates = []
+
+    class Watch(TrainerCallback):
+        def on_pre_optimizer_step(self, args, state, control, optimizer, **_):
+            rates.append(optimizer.param_groups[0]["lr"])
+
+    kind = getattr(trl, trainer)
+    monkeypatch.setattr(trl, trainer, lambda *args, **options: kind(*args, callbacks=[Watch()], **options))
+    return rates
 
 
 def completion_nll(model, tokenizer, conversations):
@@ -82,3 +98,12 @@ def test_the_weighting_is_one_on_every_response_token():
     log_probs = torch.tensor([[0.0, -1.0, -2.0], [-4.0, 0.0, 0.0]])
     assert sft_weighting(mask).tolist() == mask.tolist()
     assert float(surrogate(sft_weighting(mask), log_probs)) == 7
+
+
+def test_the_rate_warms_up_over_a_twentieth_and_falls_as_a_cosine(make_model, tokenizer, conversations, monkeypatch):
+    rates = rates_of(monkeypatch, "SFTTrainer")
+    settings = replace(SETTINGS, steps=40, batch_size=2)
+    train_sft(make_model(dtype=torch.float32), tokenizer, conversations, settings, max_length=64, seed=0)
+    assert len(rates) == 40 and rates[:3] == pytest.approx([0, 5e-3, 1e-2])  # 2 steps of warm-up
+    falling = [0.5e-2 * (1 + math.cos(math.pi * step / 38)) for step in range(38)]
+    assert rates[2:] == pytest.approx(falling)

@@ -11,6 +11,7 @@ from preflab.errors import BadInput
 from preflab.likelihood import PairLogProbs
 from preflab.statistics import Interval, mean_interval, ratio
 
+STAGES = ("base", "Stage 1", "Stage 2")
 TRANSITIONS = ("kept", "lost", "gained", "never")
 
 
@@ -72,6 +73,14 @@ def shared_spread(change: np.ndarray) -> float:
 def quartile_changes(change: np.ndarray, score: np.ndarray, level: float = 0.95) -> list[Interval]:
     """Mean change in each quartile of the score."""
     return [mean_interval(ratio(change * inside, inside), level) for inside in quartiles(score)]
+
+
+def quartile_curves(stage1: np.ndarray, change: np.ndarray) -> dict[str, list[Interval]]:
+    """`quartile_changes` by the run's own Stage-1 margin, and by that of the other seeds, if there are any."""
+    scores = {"own": stage1}
+    if len(stage1) > 1:
+        scores["independent"] = independent_score(stage1)
+    return {kind: quartile_changes(change, score) for kind, score in scores.items()}
 
 
 # --- the verdict on one setting and order -------------------------------------------------------

@@ -1,6 +1,8 @@
 """What a measurement of G along a run holds, and what can be read off it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -51,3 +53,76 @@ class Measured:
         of_probe = np.subtract(*(h.mean((1, 3)) for h in halves)) / 2
         of_finals = (self.contributions[:, 0] - self.contributions[:, 1]).mean(-1) / 2
         return np.hypot(of_probe, of_finals)
+
+
+# --- read off several runs of one method, with the same steps: one a seed ------------------------
+
+
+def g_by_component(runs: Sequence[Measured]) -> dict[str, np.ndarray]:
+    """G of every component: (runs, S) each."""
+    return {part: np.array([x.g[:, i] for x in runs]) for i, part in enumerate(COMPONENTS)}
+
+
+def noise_by_component(runs: Sequence[Measured]) -> dict[str, np.ndarray]:
+    """The standard error of each measurement: (runs, S) each."""
+    return {part: np.array([x.noise()[:, i] for x in runs]) for i, part in enumerate(COMPONENTS)}
+
+
+def g_by_epoch(runs: Sequence[Measured]) -> dict[str, np.ndarray]:
+    """G of the whole, positive and negative learning as each epoch on a step's samples begins: (epochs, runs, S - 1).
+
+    The first epoch is the step's own measurement. Nothing follows the last step, so it is left out.
+    """
+    first = np.array([x.g[:-1, None, : len(SIGNS)] for x in runs])  # (runs, S - 1, 1, SIGNS)
+    later = np.array([x.inner[:-1] for x in runs])  # (runs, S - 1, epochs - 1, SIGNS)
+    epochs = np.concatenate([first, later], axis=2)
+    return {part: epochs[..., i].transpose(2, 0, 1) for i, part in enumerate(SIGNS)}
+
+
+def g_by_layer(runs: Sequence[Measured]) -> dict[str, np.ndarray]:
+    """G of the whole, positive and negative learning in each place of the network: (places, S), the mean over runs.
+
+    Places are in the order of `layers`. Needs a measurement in detail.
+    """
+    places = runs[0].layers[0]["whole"]
+    return {
+        part: np.mean([[[step[part][place] for step in x.layers] for place in places] for x in runs], axis=0)
+        for part in SIGNS
+    }
+
+
+def weights_at(runs: Sequence[Measured]) -> dict[str, np.ndarray]:
+    """The weights of all runs at the first step, the middle one and the last."""
+    moments = {"at the start": 0, "half-way": len(runs[0].steps) // 2, "at the end": -1}
+    return {moment: np.concatenate([x.weights[i] for x in runs]) for moment, i in moments.items()}
+
+
+def mean_weights(runs: Sequence[Measured]) -> np.ndarray:
+    """The mean weight of a pair, or token, at every step: (runs, S)."""
+    return np.array([[weights.mean() for weights in x.weights] for x in runs])
+
+
+def adams_steps(runs: Sequence[Measured]) -> dict[str, float]:
+    """How the optimiser's real steps compare with what v and G foretell, and with plain descent: means over runs and
+    steps. Cosines stand beside their ceiling, the cosine of two halves of the same data."""
+    predicted, changed = np.array([x.predicted[:-1] for x in runs]), np.array([x.changed[:-1] for x in runs])
+    whole = g_by_component(runs)["whole"][:, :-1]
+    return {
+        "correlation of predicted and real": np.corrcoef(predicted.ravel(), changed.ravel())[0, 1],
+        "sign of Adam's step as G foretells": np.mean(np.sign(-predicted) == np.sign(whole)),
+        "cosine of Adam's step and descent": np.mean([x.step_cosine[:-1] for x in runs]),
+        "cosine of v and the gradient": np.mean([x.cosine for x in runs]),
+        "ceiling: halves of D'": np.mean([x.ceilings[:, 0] for x in runs]),
+        "ceiling: halves of the probe": np.mean([x.ceilings[:, 1] for x in runs]),
+    }
+
+
+def pulls(rows: Sequence[dict[str, Any]], labels: Sequence[str]) -> list[dict[str, Any]]:
+    """Rows that are shown token by token, each with the next of the labels in turn, and pulls as shares of the largest.
+
+    Every row has its `prompt`, `tokens`, and the `pull` of each token.
+    """
+    largest = max(abs(pull) for row in rows for pull in row["pull"]) or 1.0
+    return [
+        {**row, "label": labels[i % len(labels)], "pull": np.array(row["pull"]) / largest} for i, row in enumerate(rows)
+    ]

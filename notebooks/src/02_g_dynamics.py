@@ -1,32 +1,32 @@
 # %% [markdown]
 # # 02 · What do DPO and PPO do while they train?
 #
-# Take the responses that a model will give when its training has ended, and ask at every moment before: does the next
-# update make them more likely? The answer is one number, the **gradient alignment** of
+# Train a model, and keep the responses that it gives in the end. Then ask at every earlier moment: does the next update make
+# these final responses more likely? The answer is one number, the **gradient alignment** of
 # [*What Is Preference Optimization Doing, How and Why?*](https://arxiv.org/abs/2512.00778) (Eq. 3):
 #
 # $$G(L;\theta) = \hat{\mathbb E}_{D'}\big[-\nabla_\theta \log\pi(y'\mid x';\theta)\big]^\top \nabla_\theta L(D;\theta),$$
 #
-# where $D'$ holds the run's own final responses. A step of gradient descent of size $\eta$ on $L$ lowers their NLL by
-# $\eta G$: $G>0$ is a step towards where training will end, as in supervised learning with fixed targets; $G$ around zero
-# is exploration. Because $G$ is linear in $L$, every part of a loss has its own.
+# where $D'$ holds the final responses of the same run. A step of gradient descent of size $\eta$ on $L$ lowers their NLL by
+# $\eta G$. If $G>0$, the step goes towards the place where training will end, as supervised learning with fixed targets
+# does. If $G$ is around zero, the step explores. $G$ is linear in $L$, so every part of a loss has a $G$ of its own.
 #
-# **Claims tested** (the paper's sections 3.1 and 3.2; its numbers are not available to us, so shapes only):
+# **Claims tested** (sections 3.1 and 3.2 of the paper; its numbers are not available to us, so we test shapes):
 #
 # | | claim | figure of the paper |
 # |---|---|---|
 # | D1 | $G$ of DPO stays positive | 1a |
 # | D2 | $G$ of PPO stays near zero, fluctuates or turns slightly negative | 2a |
 # | D3 | in DPO, positive and negative learning offset each other; positive dominates early, negative late | 1b |
-# | D4 | DPO's weight $w$ shrinks as the margin grows; its tertiles act alike | 1c |
+# | D4 | DPO's weight $w$ shrinks as the margin grows, and its tertiles act alike | 1c |
 # | D5 | in PPO, $G$ of positive learning is steadily above zero, of negative learning steadily below | 2b |
 # | D6 | in PPO, the tertiles of $\lvert A\rvert$ play distinct parts | 2c |
 #
-# What is the paper's: the formula of $G$, the components, tertiles of equal size, responses of the final model as $D'$,
-# SFT before both methods. What is ours, because no source says it: the world and the model's size, every learning rate,
-# where the KL penalty sits (in the reward, so it is part of $A$), tertiles within the probe of one measurement, greedy
-# decoding of $D'$, the sum over a response's tokens in its NLL, the probes, and the rule of each verdict. Not in the
-# paper: the noise of $G$, $G$ of single tokens and layers, and $G$ under Adam's real step.
+# **What is the paper's:** the formula of $G$, the parts of the loss, tertiles of equal size, responses of the final model as
+# $D'$, SFT before both methods. **What is ours, because no source says it:** the world and the size of the model, every
+# learning rate, that the KL penalty is in the reward and so in $A$, tertiles within the probe of one measurement, greedy
+# decoding of $D'$, the sum over the tokens of a response in its NLL, the probes, and the rule of each verdict. **Not in the
+# paper:** the noise of $G$, $G$ of single tokens and layers, $G$ in later inner epochs, and $G$ under Adam's real step.
 
 # %% tags=["parameters"]
 profile: str = "default"  # results go to results/PROFILE/NAME/
@@ -42,7 +42,7 @@ test_pairs: int = 256
 max_new_tokens: int = 32
 seeds: list = [0, 1]  # of training pairs, adapter, batch order and samples; base and reward model are one and fixed
 show_texts: bool = True  # print prompts and responses; off for data that is not fit to print
-# Sections: what is given here is laid over the defaults, which the table below shows.
+# Sections: what is given here is laid over the defaults, which are printed below.
 base: dict = {}  # the base model, for example {"hidden_size": 96, "sft": {"steps": 400}}
 lora: dict = {}  # {"rank": 8} trains an adapter instead of all parameters
 dpo: dict = {}  # beta
@@ -65,315 +65,369 @@ import torch
 from torch.autograd import forward_ad
 from torch.func import functional_call
 
-from preflab import alignment, rewards, weightings
+from preflab import alignment, measured, rewards, weightings
 from preflab.claims import table as table_of
 from preflab.claims import withheld
 from preflab.claims.dynamics import Curves, dynamics_claims
-from preflab.data import worlds
+from preflab.experiments.dynamics import logged
 from preflab.figures import dynamics as plots
 from preflab.generation import decode, sample
-from preflab.likelihood import collate, collate_responses, token_log_probs
-from preflab.measured import COMPONENTS, SIGNS
+from preflab.judging import as_table, counted
+from preflab.likelihood import collate, collate_responses, completion_log_probs, token_log_probs
 from preflab.methods.method import Scored
 from preflab.models import unwrap
 from preflab.running.parallel import Job, parallel
 from preflab.running.run import start
-from preflab.statistics import mean_interval
 
 run = start(P)
-jobs = P.planned()
 run.overview()
 
 # %% [markdown]
 # ## The SFT model and the reward
 #
-# Both methods start from one SFT model, which is also their reference. DPO learns from pairs; PPO is rewarded by a reward
-# model, trained with TRL on the same pairs. Both models train once, in about 40 seconds; later runs load them. In a world it can be checked twice over: against the labels, and against the
-# probabilities from which the labels were drawn. `best_accuracy` is that of the true utilities on the same noisy labels.
+# Both methods start from one SFT model, which is also their reference. DPO learns from pairs. PPO learns from its own
+# samples, and a **reward** tells it how good they are. The reward is a model that TRL trains on the same pairs.
 
 # %%
-asked = P.prompts().messages()  # so many must be there, before anything trains
+print("The SFT model is trained once (about 20 s in the default run). Later runs load it.")
+asked = P.prompts().messages()  # so many prompts must be there, before anything trains
 model, tokenizer = P.base_model.load(), P.base_model.tokenizer()
 print(f"{model.config.model_type}, {model.num_parameters():,} parameters, {len(tokenizer):,} tokens")
+
+# %%
+print("The reward model is trained once (about 15 s in the default run). Later runs load it.")
 teacher = P.reward_stage()
-score = teacher.load()
-reward_margins = teacher.margins(P.pairs.test_pairs)
-world, spec = P.pairs.world, P.utility
+score = teacher.load()  # score(prompts, samples): (n,), mean 0 and deviation 1 on samples of the SFT model
+
+# %% [markdown]
+# In a world the reward can be checked twice: against the labels of held-out pairs, and against the probabilities that the
+# labels were drawn from. `accuracy` is the share of pairs that the reward orders as their labels do. `best_accuracy` is the
+# same for the true utilities, which the labels follow with noise. `order_accuracy` compares the reward with the order of
+# the true utilities.
+
+# %%
 held_out = P.pairs.test_pairs.rows()
+world = P.pairs.world
 truth = rewards.label_probabilities(world, P.objective, held_out) if world else None
+reward_margins = teacher.margins(P.pairs.test_pairs)  # (pairs,): r(y+) - r(y-)
 reward_quality = rewards.quality(reward_margins, truth)
-pd.Series(reward_quality, name="reward on held-out pairs").to_frame().round(3)
+as_table({"reward": reward_quality}, {"held-out pairs": len(held_out)})
+
+# %%
+print("\n".join(P.few()) or "enough pairs")
 
 # %%
 curve = rewards.calibration_curve(reward_margins, truth) if world else None
-run.figure("calibration", plots.calibration({P.reward.kind: curve})) if curve else "no known probabilities here"
+run.figure("calibration", plots.calibration({"reward": curve})) if curve else "no known probabilities here"
 
 # %% [markdown]
-# ## One backward pass and one forward-mode pass
+# **Read it.** A point holds a tenth of the pairs. On the diagonal the reward is as sure as it should be.
 #
-# Every loss here is a rule for a weight $c$ on each response token, $\nabla L = -\sum c_{i,t}\nabla\log\pi_{i,t}$. So with
+# ## G of a loss, with one backward pass and one forward-mode pass
+#
+# Every loss here is a rule for a weight $c$ on each response token, $\nabla L = -\sum c_{i,t}\nabla\log\pi_{i,t}$. So $G$ is
+# a sum over tokens:
 #
 # $$v = \nabla\,\mathrm{NLL}(D'), \qquad s_{i,t} = \nabla\log\pi(y_{i,t}\mid x_i, y_{i,<t})\cdot v, \qquad
-# G(\text{component}) = -\sum_{(i,t)\in\text{component}} c_{i,t}\,s_{i,t},$$
+# G(\text{part}) = -\sum_{(i,t)\in\text{part}} c_{i,t}\,s_{i,t}.$$
 #
-# one backward pass gives $v$, and one forward-mode pass gives $s$ of **every token**. Every component is then a masked sum.
-# Take four pairs, and two other responses that stand for $D'$:
+# $s$ says how fast the log-prob of a token changes when the parameters move along $v$. Try it on four pairs. Two other
+# responses stand for $D'$:
 
-# %%
-rows = P.pairs.train_pairs(P.seeds[0]).encoded(P.base_model)[:6]
-policy = P.base_model.fresh_policy(P.lora, seed=0)
-batch = collate(rows[:4], tokenizer.pad_token_id, model.device)  # 4 chosen rows above 4 rejected ones
-final = collate_responses([(r["prompt_ids"], r["chosen_ids"]) for r in rows[4:]], tokenizer.pad_token_id, model.device)
-ratios = torch.linspace(-2, 2, 8, device=model.device)  # log pi/pi_ref of each response, as if training had moved it
-c, _, _ = P.dpo.weigh(ratios, batch["completion_mask"][:, 1:])  # (8, seq - 1)
-
-parameters = alignment.parameters_of(policy)  # by name, those that are trained
-v = alignment.nll_gradient(policy, [final], parameters, P.measurement.nll)  # one backward pass; shaped as parameters
+# %% tags=["nbval-check-output"]
+rows = P.pairs.train_pairs(P.seeds[0]).encoded(P.base_model)[:6]  # token ids of six pairs
+batch = collate(rows[:4], tokenizer.pad_token_id, model.device)  # (8, seq): 4 chosen rows above 4 rejected rows
+two = [(row["prompt_ids"], row["chosen_ids"]) for row in rows[4:]]
+final = collate_responses(two, tokenizer.pad_token_id, model.device)  # (2, seq)
+print("pairs", tuple(batch["input_ids"].shape), " D'", tuple(final["input_ids"].shape))
 
 # %% [markdown]
-# $s_{i,t}$ is the derivative of $\log\pi(y_{i,t})$ along the direction $v$. A *dual number* carries a value and its
-# derivative along one direction. Give every parameter the tangent $v$, run the model once, and the log-probs come out with
-# $s$ as their tangent:
+# ### c: the weights of DPO
+#
+# DPO gives $+w$ to chosen tokens and $-w$ to rejected ones, with $w = \beta\,\sigma(-\beta\Delta)$ of each pair. Let training
+# have moved the chosen responses already, so that the four pairs differ:
+
+# %%
+moved = torch.tensor([20.0, 5.0, 0.0, -20.0, 0.0, 0.0, 0.0, 0.0], device=model.device)  # (8,): log pi/pi_ref, made up
+c, _, _ = P.dpo.weigh(moved, batch["completion_mask"][:, 1:])  # (8, seq - 1), 0 off the response
+print("w of each pair", [f"{value:.4f}" for value in c[:4].amax(1)])
+
+# %% [markdown]
+# A pair that the model has learnt already ($\Delta = 20$) counts little, and one that it has the wrong way round
+# ($\Delta = -20$) counts most.
+#
+# ### v: one backward pass
+#
+# The gradient of the mean NLL of $D'$, for every parameter that is trained:
+
+# %%
+policy = P.base_model.fresh_policy(P.lora, seed=0)
+parameters = {n: p for n, p in policy.named_parameters() if p.requires_grad}
+nll = -token_log_probs(policy, final).sum(1)  # (2,): -log pi(y'|x')
+gradient = torch.autograd.grad(nll.mean(), list(parameters.values()))
+v = dict(zip(parameters, gradient, strict=True))  # each of the shape of its parameter
+print(f"NLL {nll.mean():.2f} nats, |v| = {sum(g.square().sum() for g in gradient).sqrt():.2f}")
+
+# %% [markdown]
+# ### s: one forward-mode pass
+#
+# Give every parameter a *tangent*: the direction in which it moves. Run the model once. Forward-mode differentiation carries
+# the tangents through every layer, and each log-prob comes out with its own tangent. That tangent is $s$, for all tokens at
+# once.
 
 # %%
 with torch.no_grad(), forward_ad.dual_level():
-    moving = {name: forward_ad.make_dual(p.detach(), v[name].to(p.dtype)) for name, p in parameters.items()}
-
-    def moved(*args, **kwargs):
-        return functional_call(policy, moving, args, kwargs)  # the model, with these parameters in their place
-
-    s = forward_ad.unpack_dual(token_log_probs(moved, batch)).tangent  # (8, seq - 1)
+    moving = {n: forward_ad.make_dual(p.detach(), v[n]) for n, p in parameters.items()}  # theta, with the tangent v
+    inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "use_cache": False}
+    logits = functional_call(policy, moving, kwargs=inputs).logits  # (8, seq, vocabulary), with tangents
+    log_probs = completion_log_probs(logits, batch)  # (8, seq - 1), with tangents, 0 off the response
+    s = forward_ad.unpack_dual(log_probs).tangent  # (8, seq - 1): the derivative of each log-prob along v
 
 # %% [markdown]
-# The library's `token_alignment` does the same, a little faster. Plain autograd must agree on the whole loss, and the parts
-# must add up:
+# The library's `token_alignment` does the same:
 
 # %% tags=["nbval-check-output"]
-g = alignment.alignment(c, s, weightings.sign_components(c), n=4)
-gradient = alignment.loss_gradient(policy, [(batch, c)], parameters, n=4)  # plain autograd, the whole loss alone
-print("same as the library's:", torch.allclose(s, alignment.token_alignment(policy, batch, v), rtol=1e-3, atol=1e-4))
-print(f"s {tuple(s.shape)}; agrees with autograd: {np.isclose(alignment.dot(v, gradient), g['whole'], rtol=1e-3)}")
-print(f"positive + negative = whole: {np.isclose(g['positive'] + g['negative'], g['whole'])}")
+theirs = alignment.token_alignment(policy, batch, v)
+print("s", tuple(s.shape), " same as the library's:", torch.allclose(s, theirs, rtol=1e-4, atol=1e-4))
+
+# %% [markdown]
+# Autograd needs a backward pass for every single token. Here is one of them, the first token of the first response:
+
+# %% tags=["nbval-check-output"]
+first = int(batch["completion_mask"][0, 1:].argmax())  # where the response begins
+of_token = torch.autograd.grad(token_log_probs(policy, batch)[0, first], list(parameters.values()))
+by_autograd = sum((a * b).sum() for a, b in zip(of_token, v.values(), strict=True))
+print("same as autograd's:", torch.allclose(s[0, first], by_autograd, rtol=1e-3, atol=1e-4))
+
+# %% [markdown]
+# ### G: masked sums
+#
+# Each part of the loss is a mask over tokens. Positive learning has $c > 0$, negative learning has $c < 0$. The sum over a
+# part, divided by the number of pairs, is its $G$:
+
+# %%
+pull = -(c * s) / 4  # (8, seq - 1): what each token adds to G
+g_example = {"whole": pull.sum(), "positive": pull[c > 0].sum(), "negative": pull[c < 0].sum()}
+print({part: f"{value:+.3f}" for part, value in g_example.items()})
+
+# %% [markdown]
+# The parts add up to the whole. And plain autograd, which knows nothing of tokens, finds the same for the whole loss: the
+# inner product of $v$ with the gradient of the loss.
+
+# %% tags=["nbval-check-output"]
+loss = weightings.surrogate(c, token_log_probs(policy, batch)) / 4  # its gradient is DPO's
+whole = torch.autograd.grad(loss, list(parameters.values()))
+by_autograd = sum((a * b).sum() for a, b in zip(whole, v.values(), strict=True))
+print("the parts add up:", torch.allclose(g_example["positive"] + g_example["negative"], g_example["whole"], atol=1e-4))
+print("same as autograd's:", torch.allclose(by_autograd, g_example["whole"], rtol=1e-3, atol=1e-4))
 
 # %% [markdown]
 # ## PPO as a token weighting
 #
-# PPO samples, scores, and turns the scores into an advantage $A$ for every token: the reward is the score at the last
-# token less $\kappa\log\pi/\pi_\mathrm{ref}$ at each; generalised advantage estimation spreads it back; advantages are
-# whitened. Then $c = rA$ where the clip leaves the gradient, $r=\pi/\pi_\mathrm{old}$. On its own samples $r = 1$, so $c = A$:
-# tokens that did better than expected are learnt positively, the others negatively.
+# PPO draws samples from the policy and scores them. Try it on four prompts:
 
 # %%
-prompts = held_out["prompt"][:4]
-samples = sample(policy, tokenizer, prompts, max_new_tokens=P.max_new_tokens, temperature=1.0, seed=0)
-drawn = collate_responses(samples, tokenizer.pad_token_id, model.device)
-mask = drawn["completion_mask"][:, 1:]
+four = held_out["prompt"][:4]
+samples = sample(policy, tokenizer, four, max_new_tokens=P.max_new_tokens, temperature=1.0, seed=0)  # token ids
+scores = score(four, samples)  # (4,)
+for text, value in zip(decode(tokenizer, samples), scores, strict=True) if P.show_texts else ():
+    print(f"{value:+.2f}  {text}")
+
+# %% [markdown]
+# A score belongs to a whole response, and $c$ needs a number for each token. The reward of a token is
+# $-\kappa\log(\pi/\pi_\mathrm{ref})$, the KL penalty, and the last token has the score on top. Generalised advantage
+# estimation compares what follows a token with what the values expected there:
+#
+# $$\delta_t = r_t + \gamma V_{t+1} - V_t, \qquad A_t = \delta_t + \gamma\lambda A_{t+1}.$$
+#
+# The advantages of a batch are then shifted and scaled to mean 0 and variance 1 (whitened).
+
+# %%
+drawn = collate_responses(samples, tokenizer.pad_token_id, model.device)  # (4, seq)
+mask = drawn["completion_mask"][:, 1:]  # (4, seq - 1)
 with torch.no_grad():
-    log_probs = token_log_probs(policy, drawn)  # (4, seq - 1); the policy is the reference still, so KL is 0
-scores = score(prompts, samples).to(log_probs)
-finished = torch.tensor([ids[-1] == tokenizer.eos_token_id for _, ids in samples], device=model.device)
-values = torch.zeros_like(log_probs)  # a value head that has learnt nothing yet
-A, _ = P.ppo.advantages(Scored(scores, finished, log_probs - log_probs, values, mask))
-c_ppo, _, clipped = P.ppo.clipped_weighting(log_probs, log_probs, A, mask)
-print("ratio 1, nothing clipped:", bool((c_ppo == A).all()), int(clipped.sum()))
-if P.show_texts:
-    for text, r, weights in zip(decode(tokenizer, samples), scores, c_ppo, strict=True):
-        print(f"reward {r:+.2f}   c from {weights[weights != 0][0]:+.2f} to {weights[weights != 0][-1]:+.2f}   {text}")
-policy = unwrap(policy)
+    old = token_log_probs(policy, drawn)  # (4, seq - 1): under the policy that has drawn the samples
+finished = torch.tensor([ids[-1] == tokenizer.eos_token_id for _, ids in samples], device=model.device)  # (4,)
+no_kl = no_values = torch.zeros_like(old)  # the policy is the reference still; a fresh value head says 0
+A, _ = P.ppo.advantages(Scored(scores.to(old), finished, no_kl, no_values, mask))  # (4, seq - 1)
+for row, used in zip(A, mask.bool(), strict=True):
+    print(" ".join(f"{value:+.2f}" for value in row[used]))
+
+# %% [markdown]
+# With $r = \pi/\pi_\text{old}$ for each token, PPO's weight is
+#
+# $$c_{i,t} = \begin{cases} 0 & A > 0 \text{ and } r > 1+\epsilon, \text{ or } A < 0 \text{ and } r < 1-\epsilon\\
+# r_{i,t}\,A_{i,t} & \text{otherwise.}\end{cases}$$
+#
+# The first case is the clip. It takes the gradient of a token that has already moved far enough in the direction that its
+# advantage wants. On fresh samples $r = 1$, nothing is clipped, and $c = A$.
+
+
+# %% tags=["nbval-check-output"]
+def ppo_weights(log_probs, old, A):
+    r = torch.exp(log_probs - old)  # (n, seq - 1)
+    clipped = ((A > 0) & (r > 1 + P.ppo.clip)) | ((A < 0) & (r < 1 - P.ppo.clip))
+    return torch.where(clipped, 0.0, r * A)
+
+
+later = old + 0.3 * mask * torch.linspace(-1, 1, mask.shape[1], device=mask.device)  # the policy has moved
+same = [torch.equal(ppo_weights(now, old, A), P.ppo.clipped_weighting(now, old, A, mask)[0]) for now in (old, later)]
+print("c = A on fresh samples:", torch.equal(ppo_weights(old, old, A), A), " same as the library's:", all(same))
+_ = unwrap(policy)  # an adapter, if there is one, leaves the SFT model
+
 # %% [markdown]
 # ## Run
 #
-# For every seed one DPO and one PPO run, with snapshots of the weights. When a run has ended, its final policy answers
-# held-out prompts: that is $D'$. Then $G$ is measured at every snapshot: on training pairs for DPO, on fresh samples of the
-# snapshot's policy for PPO. The probe and $D'$ are cut in halves, and the four corners of a measurement tell its noise.
+# For every seed there is one run of DPO and one of PPO, with snapshots of the weights. When a run has ended, its final policy
+# answers held-out prompts. These answers are $D'$. Then $G$ is measured at every snapshot, on training pairs for DPO, and on
+# fresh samples of the snapshot's policy for PPO. These pairs or samples are the *probe*. The probe and $D'$ are cut in halves,
+# and the differences of the halves tell how noisy a measurement is.
 
 # %%
-work = [Job(str(job), (P.alignment(job.training), P.answers_stage(job.training))) for job in jobs]
-parallel({"trained and measured": work}, P.hardware.workers)
-measured = {(job.row.method, job.seed): P.alignment(job.training).load() for job in jobs}
-histories = {(job.row.method, job.seed): job.training.load() for job in jobs}
-progress = {m: measured[m, P.seeds[0]].progress for m in ("dpo", "ppo")}
+jobs = [Job(str(job), (P.alignment(job.training), P.answers_stage(job.training))) for job in P.planned()]
+parallel({"trained and measured": jobs}, P.hardware.workers)
 
-
-def stacked(method, values_of):
-    return np.array([values_of(measured[method, seed]) for seed in P.seeds])
-
+# %%
+runs = P.by_method()  # {"dpo": a run for each seed, "ppo": likewise}
+along = {method: [P.alignment(r.training).load() for r in some] for method, some in runs.items()}  # G and the rest
+histories = {method: [r.training.load() for r in some] for method, some in runs.items()}  # what training logged
+progress = {method: some[0].progress for method, some in along.items()}  # (steps,): share of training done
 
 # %% [markdown]
 # ### Did they learn?
 #
-# Sampled responses to held-out prompts, before and after; the oracle's utility, paired by prompt, with an
-# interval over prompts. Collapse would show: few different responses, a high KL, faults. `D'` is decoded as the parameter
-# says (greedy here): how many of its responses the oracle can read, and how many came to an end.
+# Sampled answers to held-out prompts, before and after. The gain in utility is the oracle's, prompt by prompt, and its
+# interval is over prompts. If a policy had collapsed, few answers would be different, the KL would be high, or answers would
+# have faults. The columns of $D'$ say how many of its answers the oracle can read, and how many came to an end.
 
 # %%
 before = P.answers_stage(None).load()
-
-
-def well_formed(texts):
-    read = [worlds.read(worlds.Prompt.parse(q[-1]["content"]), text) for q, text in zip(asked, texts, strict=True)]
-    return np.mean([a.faults == 0 for a in read])
-
-
-def spoken(a):
-    found = {"distinct": len(set(a.sampled_texts)) / len(a.sampled_texts)}
-    if spec:
-        found |= {
-            "utility": np.mean(rewards.utilities(spec, asked, a.sampled_texts)),
-            "well-formed": well_formed(a.sampled_texts),
-            "D' well-formed": well_formed(a.final_texts),
-        }
-    return found | {"D' ended": np.mean([ids[-1:] == [tokenizer.eos_token_id] for _, ids in a.final])}
-
-
-answers = {str(job): P.answers_stage(job.training).load() for job in jobs}
-outcomes = {}
-if spec:
-    utility_before = rewards.utilities(spec, asked, before.sampled_texts)
-    for name_, after in answers.items():
-        gain = rewards.utilities(spec, asked, after.sampled_texts) - utility_before
-        outcomes[name_] = mean_interval(gain[None])
-table = pd.DataFrame({"SFT": spoken(before)} | {k: spoken(a) for k, a in answers.items()}).T
-table["gain in utility"] = pd.Series(outcomes, dtype=object)
-table["KL to SFT, nats"] = pd.Series({k: a.kl for k, a in answers.items()})
-table.sort_index(ascending=False).round(2)
-
+answers = {str(r): P.answers_stage(r.training).load() for some in runs.values() for r in some}
+outcomes = {who: P.gain(before, after) for who, after in answers.items()} if P.utility else {}
+responses = {"SFT": P.speech(before) | {"KL to SFT, nats": np.nan}}
+responses |= {who: P.speech(after) | {"KL to SFT, nats": after.kl} for who, after in answers.items()}
+gains = {who: {"gain in utility": gain} for who, gain in outcomes.items()}
+as_table({who: row | gains.get(who, {}) for who, row in responses.items()}, {"held-out prompts": len(asked)})
 
 # %%
-def logged(method, key):
-    curves = np.array([[entry[key] for entry in histories[method, seed]] for seed in P.seeds])
-    return np.linspace(0, 1, curves.shape[1]), curves
-
-
-panels = {"DPO: loss": logged("dpo", "loss"), "DPO: accuracy": logged("dpo", "accuracy")}
-panels |= {
-    f"PPO: {title}": logged("ppo", key)
-    for title, key in {
-        "reward": "score",
-        "oracle's utility": "oracle",
-        "KL, nats a response": "kl",
-        "entropy, nats a token": "entropy",
-        "share of clipped tokens": "clip_share",
-        "values' explained variance": "explained_variance",
-    }.items()
-    if spec or key != "oracle"
-}
-run.figure("training", plots.training_curves(panels))
+run.figure("training", plots.training_curves(logged(histories, oracle=bool(P.utility))))
 
 # %% [markdown]
+# **Read it.** Thin lines are seeds. DPO's loss begins at $\ln 2$, and its accuracy at 0, since a margin of 0 does not count as
+# right. In the default run PPO reaches most of its reward in the first fifth of training.
+#
 # ## G along training
 #
-# The paper's six panels. Thin lines are seeds, thick ones their mean; the grey band is twice the standard error of one
-# measurement, from split halves: a curve within it cannot be told from zero at that moment.
+# The six panels of the paper. Thin lines are seeds, and thick ones are their mean. The grey band is twice the standard error of
+# one measurement, from the halves. A curve within the band cannot be told from zero at that moment.
 
 # %%
-g = {m: {k: stacked(m, lambda x, i=i: x.g[:, i]) for i, k in enumerate(COMPONENTS)} for m in progress}
-noise = {m: {k: stacked(m, lambda x, i=i: x.noise()[:, i]) for i, k in enumerate(COMPONENTS)} for m in progress}
+g = {method: measured.g_by_component(some) for method, some in along.items()}  # part: (seeds, steps)
+noise = {method: measured.noise_by_component(some) for method, some in along.items()}
 run.figure("six_panels", plots.six_panels(progress, g, noise))
 
 # %% [markdown]
-# **Read it.** The two rows have scales of their own: PPO's advantages are whitened, DPO's weights are at most $\beta$. Compare
-# shapes. Two things are known beforehand: on the left, the black curve is the sum of the two in the middle, and also of
-# the three on the right; and a component with larger weights has a larger $G$ for that reason alone.
-
-# %% [markdown]
-# ### Inner epochs
+# **Read it.** Each row has a scale of its own, since advantages are whitened and DPO's weights are at most $\beta$. So compare
+# shapes. Two things are known beforehand. The black curve is the sum of the two curves in the middle, and also of the three
+# on the right. And a part with larger weights has a larger $G$ for that reason alone. Before DPO's first update all its
+# weights are equal, so there are no tertiles yet.
 #
-# PPO passes over an iteration's samples more than once. The six panels show the first update, on fresh samples. When the
-# second epoch begins, the policy has moved: the ratio is no longer 1, and the clip takes the gradient of some tokens. Here is
-# $G$ on the *same* samples at both moments, with the gradient of $D'$ taken anew.
+# In the default run $G$ of DPO is clearly above zero at the start, and then within the noise or near it. From 0.2 on its
+# positive and negative parts are far larger than their sum. Positive learning is above zero first, and after 0.4 negative
+# learning is. $G$ of PPO is above zero more often than not, and both of its parts are positive at the start.
+#
+# ## Inner epochs
+#
+# PPO uses the samples of an iteration more than once: it passes over them `sample_training.epochs` times. The six panels only
+# show the first pass, where the samples are fresh. When a later epoch begins, the policy has moved on, and the samples are
+# *stale*: an older policy has drawn them. A token that has become more likely since then has $r > 1$ and counts more, and one
+# that has become less likely counts less. The clip takes the gradient of tokens that have already moved far in the direction
+# that their advantage wants, so the others are left.
+#
+# Here is $G$ at both moments on the *same* samples, each time with the $v$, $s$ and $c$ of that moment. (The samples are those
+# of the probe. The same policy has drawn them as those of training, and training has not used them.)
 
 # %%
-inner = stacked("ppo", lambda x: x.inner[:-1])  # (seeds, steps, epochs - 1, signs)
-fresh = {part: g["ppo"][part][:, :-1] for part in SIGNS}
-stale = {part: inner[:, :, -1, i] for i, part in enumerate(SIGNS)} if inner.shape[2] else {}
-run.figure("inner_epochs", plots.inner_epochs(progress["ppo"][:-1], fresh, stale)) if stale else "one epoch, none later"
-
-# %% [markdown]
-# **Read it.** Where the two lines lie apart, staleness has changed what an update does to the final responses. Compare the
-# difference with the grey band of the six panels: what is smaller may be noise.
-#
-# ### The weights themselves
-#
-# Reviewers of the paper asked for these: the distributions of $w$ and $|A|$, with the borders of the tertiles.
+epochs = measured.g_by_epoch(along["ppo"])  # part: (epochs, seeds, steps)
+run.figure("inner_epochs", plots.inner_epochs(progress["ppo"][:-1], epochs))
 
 # %%
-moments = {"at the start": 0, "half-way": len(progress["dpo"]) // 2, "at the end": -1}
-distributions = {
-    m: {moment: np.concatenate([measured[m, s].weights[i] for s in P.seeds]) for moment, i in moments.items()}
-    for m in progress
-}
+means = {part: {f"epoch {i}": curves.mean() for i, curves in enumerate(some, 1)} for part, some in epochs.items()}
+as_table(means, {"measurements": epochs["whole"][0].size})
+
+# %% [markdown]
+# **Read it.** Where the two lines lie apart, one pass over the samples has changed what the next pass does to the final
+# responses. In the default run this is so up to 0.4 of training, and most of all at its start: there $G$ of the whole is about
+# 20 in the first epoch and about 1 in the second. From 0.5 on the two lines lie on each other. By then the learning rate has
+# fallen, and hardly any token is clipped.
+#
+# ## The weights themselves
+#
+# Reviewers of the paper asked for the distributions of $w$ and $|A|$. The lines are the borders of the tertiles.
+
+# %%
+distributions = {method: measured.weights_at(some) for method, some in along.items()}
 run.figure("weights", plots.weight_distributions(distributions))
 
 # %% [markdown]
-# ### Token by token
+# **Read it.** Before DPO's first update every pair has the weight $\beta/2$. In the default run many pairs have a far smaller
+# weight at the end: their margins have grown.
 #
-# What only the forward-mode pass can show: the pull $-c\,s$ of every token half-way through training. Blue tokens pull the
-# model towards its final responses, red ones away. In a pair, the first row is chosen, the second rejected.
+# ## Token by token
+#
+# This is what only the forward-mode pass can show: the pull $-c\,s$ of every token, half-way through training. Blue tokens
+# pull the model towards its final responses, red ones push it away.
 
 # %%
-labels = {"dpo": ("chosen", "rejected"), "ppo": ("sample",)}
-picture = []
-for m in progress:
-    shown = measured[m, P.seeds[0]].tokens[len(progress[m]) // 2]
-    scale = np.max(np.abs(np.concatenate([row["pull"] for row in shown])))  # each method has its own
-    for i, row in enumerate(shown):
-        label = f"{m.upper()} {labels[m][i % len(labels[m])]:<8}"
-        picture.append({**row, "label": label, "pull": np.array(row["pull"]) / scale})
+labels = {"dpo": ("DPO chosen  ", "DPO rejected"), "ppo": ("PPO sample  ",)}
+half_way = {method: some[0].tokens[len(some[0].steps) // 2] for method, some in along.items()}  # of the first seed
+picture = [row for method, rows_ in half_way.items() for row in measured.pulls(rows_, labels[method])]
 run.figure("tokens", plots.token_picture(picture)) if P.show_texts else "texts are not shown"
 
 # %% [markdown]
-# ### Layer by layer
+# **Read it.** Most tokens pull nowhere: once a sentence has begun, the next word is settled. The words that decide something
+# have the colour: the first word of a sentence, the tool, or the end.
+#
+# ## Layer by layer
 
 # %%
-places = list(measured["dpo", P.seeds[0]].layers[0]["whole"])
-by_layer = {
-    m: {
-        part: np.mean(
-            [[[step[part][place] for step in measured[m, s].layers] for place in places] for s in P.seeds], axis=0
-        )
-        for part in ("whole", "positive", "negative")
-    }
-    for m in progress
-}
+by_layer = {method: measured.g_by_layer(some) for method, some in along.items()}  # part: (places, steps)
+places = list(along["dpo"][0].layers[0]["whole"])
 run.figure("layers", plots.layer_map(places, progress, by_layer))
 
 # %% [markdown]
-# ### Does it hold under Adam?
+# **Read it.** The places of one moment add up to $G$ of the six panels. In the default run most of it is in the head.
 #
-# $G$ speaks of plain gradient descent; the paper leaves Adam open. Here is the optimiser's **real** update at every
-# measured step: what $v$ predicts of it, $v\cdot(\theta_{t+1}-\theta_t)$, against what it did to the NLL of $D'$. Points on
-# the line: first order is enough. The table asks the other question: does Adam's step have the sign that $G$ foretells?
+# ## Does it hold under Adam?
+#
+# $G$ speaks of plain gradient descent, and the paper leaves Adam open. Here is the **real** update of the optimiser at every
+# measured step. The horizontal axis has what $v$ predicts of it, $v\cdot(\theta_{t+1}-\theta_t)$. The vertical axis has what it
+# did to the NLL of $D'$.
 
 # %%
-predicted = {m: stacked(m, lambda x: x.predicted[:-1]) for m in progress}
-changed = {m: stacked(m, lambda x: x.changed[:-1]) for m in progress}
+predicted = {method: np.array([x.predicted[:-1] for x in some]) for method, some in along.items()}
+changed = {method: np.array([x.changed[:-1] for x in some]) for method, some in along.items()}
 run.figure("adam", plots.first_order(predicted, changed))
 
+# %% [markdown]
+# **Read it.** Points on the line say that the first order is enough: $v$ predicts what a real step does. The table asks
+# another question. Does Adam's step have the sign that $G$ foretells? A share of 0.5 is what a coin would do. The cosine of
+# $v$ and the gradient has two ceilings, the cosines of two halves of the same data.
+
 # %%
-adam = {
-    m.upper(): {
-        "correlation of predicted and real": np.corrcoef(predicted[m].ravel(), changed[m].ravel())[0, 1],
-        "sign of Adam's step as G foretells": np.mean(np.sign(-predicted[m]) == np.sign(g[m]["whole"][:, :-1])),
-        "cosine of Adam's step and descent": np.mean(stacked(m, lambda x: x.step_cosine[:-1])),
-        "cosine of v and the gradient": np.mean(stacked(m, lambda x: x.cosine)),
-        "ceiling: halves of D'": np.mean(stacked(m, lambda x: x.ceilings[:, 0])),
-        "ceiling: halves of the probe": np.mean(stacked(m, lambda x: x.ceilings[:, 1])),
-    }
-    for m in progress
-}
-pd.DataFrame(adam).round(2)
+adam = {method.upper(): measured.adams_steps(some) for method, some in along.items()}
+pd.DataFrame(adam).round(2).rename_axis(columns=counted({"measured steps": predicted["dpo"].size}))
 
 # %% [markdown]
 # ## Claims
 #
-# Each rule was written before its run; `claims/dynamics.py` holds them. Intervals are Student's, over seeds: with two
-# they are wide, and the verdicts that count are those of the `full` profile.
+# Each rule was written before its run, and `claims/dynamics.py` holds them. Intervals are Student's, over seeds. With two
+# seeds they are wide. The verdicts that count are those of the `full` profile.
 
 # %%
-curves = {m: Curves(**g[m], weight=stacked(m, lambda x: np.array([w.mean() for w in x.weights]))) for m in progress}
-verdicts = withheld(dynamics_claims(curves["dpo"], curves["ppo"]), P.measurement.finals, "prompts of D'")
-table_of(verdicts)
+curves = {method: Curves(**g[method], weight=measured.mean_weights(some)) for method, some in along.items()}
+verdicts = withheld(dynamics_claims(curves["dpo"], curves["ppo"]), len(asked), "prompts of D'")  # too few: no verdict
+table_of(verdicts).rename_axis(columns=counted({"prompts of D'": len(asked), "seeds": len(P.seeds)}))
 
 # %%
 folder = run.finish(
@@ -381,23 +435,23 @@ folder = run.finish(
     metrics={
         "outcomes": outcomes,
         "reward": reward_quality,
-        "responses": table.drop(columns="gain in utility").to_dict("index"),
+        "responses": responses,
         "adam": adam,
-        "dominance": {m: {"early": curves[m].dominance(0), "late": curves[m].dominance(2)} for m in progress},
-        "opposite_signs": {m: float(np.mean(g[m]["positive"] * g[m]["negative"] < 0)) for m in progress},
-        "inner_epochs": {part: [np.mean(fresh[part]), np.mean(some)] for part, some in stale.items()},
-        "above_noise": {m: float(np.mean(np.abs(g[m]["whole"]) > 2 * noise[m]["whole"])) for m in progress},
+        "dominance": {m: {"early": some.dominance(0), "late": some.dominance(2)} for m, some in curves.items()},
+        "opposite_signs": {m: np.mean(parts["positive"] * parts["negative"] < 0) for m, parts in g.items()},
+        "above_noise": {m: np.mean(np.abs(parts["whole"]) > 2 * noise[m]["whole"]) for m, parts in g.items()},
+        "inner_epochs": means,
     },
     series={
         "progress": progress,
         "g": g,
         "noise": noise,
-        "cosine": {m: stacked(m, lambda x: x.cosine) for m in progress},
-        "nll": {m: stacked(m, lambda x: x.nll) for m in progress},
+        "cosine": {method: [x.cosine for x in some] for method, some in along.items()},
+        "nll": {method: [x.nll for x in some] for method, some in along.items()},
         "predicted": predicted,
         "changed": changed,
         "layers": by_layer,
-        "inner_epochs": stale,
+        "inner_epochs": epochs,
     },
     data=P.reports(),
 )
@@ -406,11 +460,29 @@ print("results in", "/".join(folder.parts[-3:]))
 # %% [markdown]
 # ## Exercises
 #
-# Change the parameters cell, then choose *Run → Run All Cells*. What is trained already does not train again.
+# 1. **Is "near zero" a property of PPO?** Set `measurement: dict = {"final_temperature": 1.0}`. Then $D'$ is sampled, and at
+#    the end of training $\mathbb E_{y'\sim\pi}[\nabla\log\pi(y')] = 0$. So $v$ vanishes but for noise, and with it $G$ of
+#    *any* loss. Which claims change their verdict?
+# 2. **Sum or mean?** Set `measurement: dict = {"nll": "mean"}`, as earlier code of the group does. Each response of $D'$ then
+#    counts the same, however long it is. Which curves change their sign?
+# 3. **A better teacher, a worse teacher.** Set `reward: dict = {"kind": "oracle"}`, then
+#    `reward: dict = {"label_flips": 0.3}`. What happens to positive and negative learning?
+# 4. **A unit of weight.** $G$ of a tertile grows with its weights. Divide it by its sum of weights:
 #
-# 1. Set `measurement` to `{"final_temperature": 1.0}`. At the end of training $\mathbb E_{y'\sim\pi}[\nabla\log\pi(y')] = 0$, so $v$ vanishes but for
-#    noise, and with it $G$ of *any* loss. Which claims change their verdict? Is "near zero" a property of PPO, then?
-# 2. Set `measurement` to `{"nll": "mean"}`, as the group's earlier code does. Which curves change their sign?
-# 3. Set `reward` to `{"kind": "oracle"}`, then to `{"label_flips": 0.3}`. What does a worse teacher do to positive and negative learning?
-# 4. $G$ of a tertile grows with its weights. Divide by `total_weight` of `measured.Measured`: what is left of D6?
-# 5. Replace `weightings.sign_components` by your own masks: the first token, the tool's name, the refusal. Whose $G$ is it?
+#    ```python
+#    total = np.array([x.total_weight for x in along["ppo"]])  # (seeds, steps, parts): sum of |c| / n
+#    {part: (g["ppo"][part] / total[:, :, measured.PARTS.index(part)]).mean() for part in ("bottom", "middle", "top")}
+#    ```
+#
+#    What is left of D6?
+# 5. **Parts of your own.** Any mask is a part. Is it the first token of a response that counts?
+#
+#    ```python
+#    is_first = (batch["completion_mask"][:, 1:].cumsum(1) == 1) & (c != 0)  # (8, seq - 1)
+#    {"first token": pull[is_first].sum().item(), "the rest": pull[~is_first].sum().item()}
+#    ```
+#
+#    Try the tool's name, or the refusal.
+# 6. **More inner epochs.** Set `sample_training: dict = {"epochs": 4}`. What happens to $G$ in the last of them?
+#
+# To rerun, change the parameters cell, then *Run > Run All Cells*. What is trained already does not train again.

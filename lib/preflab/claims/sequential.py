@@ -89,12 +89,13 @@ def depends_on_relationship(cells: list[Cell], rng: np.random.Generator, resampl
 
 
 def depends_on_order(cells: list[Cell]) -> Claim:
-    """The two orders of a setting measure different pairs."""
+    """The two orders of a setting measure different pairs. A setting with one objective has one order."""
     orders = [
         [c.relative for c in cells if c.setting == setting] for setting in dict.fromkeys(c.setting for c in cells)
     ]
+    orders = [both for both in orders if len(both) == 2]
     gaps = [difference_interval(*both, corrected(len(orders))) for both in orders]
-    widest = max(gaps, key=lambda gap: max(gap.low, -gap.high))  # the gap clearest of zero
+    widest = max(gaps, key=lambda gap: max(gap.low, -gap.high), default=nothing())  # the gap clearest of zero
     return Claim(
         "S3",
         "What happens depends on the training order.",
@@ -102,7 +103,7 @@ def depends_on_order(cells: list[Cell]) -> Claim:
         "corrected for the number of settings. Reproduced: one excludes 0; not reproduced: all within ±0.1.",
         widest.value,
         (widest.low, widest.high),
-        decide(any(g.low * g.high > 0 for g in gaps), all(g.within(0.1) for g in gaps)),
+        decide(any(g.low * g.high > 0 for g in gaps), bool(gaps) and all(g.within(0.1) for g in gaps)),
     )
 
 

@@ -1,5 +1,6 @@
 """Paper D's protocol as parameters and stages: train from one SFT model, let the end point answer, measure G."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -7,7 +8,7 @@ import numpy as np
 from pydantic import model_validator
 
 from preflab import rewards
-from preflab.data.worlds import Objective
+from preflab.data.worlds import Objective, Prompt, read
 from preflab.errors import BadInput
 from preflab.experiments.experiment import Experiment
 from preflab.experiments.variants import Variant
@@ -23,6 +24,7 @@ from preflab.stages.data import PairSource, Prompts
 from preflab.stages.probe import PairsProbe, SamplesProbe
 from preflab.stages.reward import RewardKind, RewardSection, RewardStage
 from preflab.stages.training import Training, TrainingFromPairs, TrainingFromSamples
+from preflab.statistics import Interval, mean_interval
 from preflab.training.from_pairs import PairTraining
 from preflab.training.from_samples import SampleTraining
 from preflab.training.schedule import batches
@@ -209,6 +211,10 @@ class Dynamics(Experiment):
         """What was read, by seed."""
         return {f"seed {seed}": self.read_report(self.pairs, self.source, seed) for seed in self.seeds}
 
+    def few(self) -> list[str]:
+        """A warning if there are too few pairs to say much."""
+        return [text for text in [self.pairs.load(self.seeds[0]).report.few] if text]
+
     def learnt(self, training: Training) -> Learnt:
         return Learnt(training)
 
@@ -247,3 +253,59 @@ class GDynamics(Dynamics):
 
     pair_training: PairTraining = PairTraining(epochs=2)  # "2 epochs" in the Qwen3 recipe attributed to paper D
     sample_training: SampleTraining = SampleTraining(iterations=50)
+
+    def by_method(self) -> dict[str, list[Planned]]:
+        """The runs of DPO and those of PPO, in the order of seeds."""
+        runs = self.planned()
+        return {method: [run for run in runs if run.row.method == method] for method in ("dpo", "ppo")}
+
+    def speech(self, answers: Answers) -> dict[str, float]:
+        """How well a policy speaks: its sampled answers, and its D'. What needs the oracle is left out without one."""
+        prompts, eos = self.prompts().messages(), self.base_model.tokenizer().eos_token_id
+        found = {"distinct": len(set(answers.sampled_texts)) / len(answers.sampled_texts)}
+        if self.utility:
+            found |= {
+                "utility": float(np.mean(rewards.utilities(self.utility, prompts, answers.sampled_texts))),
+                "well-formed": well_formed(prompts, answers.sampled_texts),
+                "D' well-formed": well_formed(prompts, answers.final_texts),
+            }
+        return found | {"D' ended": float(np.mean([ids[-1:] == [eos] for _, ids in answers.final]))}
+
+    def gain(self, before: Answers, after: Answers) -> Interval:
+        """What the oracle's utility of sampled answers gains, prompt by prompt; the interval is over prompts."""
+        prompts = self.prompts().messages()
+        one, other = (rewards.utilities(self.utility, prompts, a.sampled_texts) for a in (before, after))
+        return mean_interval((other - one)[None])
+
+
+def well_formed(prompts: list[list[dict]], texts: list[str]) -> float:
+    """Share of responses in which the oracle finds no fault."""
+    asked = [Prompt.parse(prompt[-1]["content"]) for prompt in prompts]
+    return float(np.mean([read(prompt, text).faults == 0 for prompt, text in zip(asked, texts, strict=True)]))
+
+
+LOGGED = {
+    "dpo": {"loss": "loss", "accuracy": "accuracy"},
+    "ppo": {
+        "reward": "score",
+        "oracle's utility": "oracle",
+        "KL, nats a response": "kl",
+        "entropy, nats a token": "entropy",
+        "share of clipped tokens": "clip_share",
+        "values' explained variance": "explained_variance",
+    },
+}  # method: title: name in the log
+
+
+def logged(histories: Mapping[str, Sequence[list[dict]]], oracle: bool) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """What training logged, by title: share of training (entries,), and the curves (runs, entries).
+
+    `histories` holds the logs of each method's runs. Without an oracle nothing can be said of its utility.
+    """
+    panels = {}
+    for method, titles in LOGGED.items():
+        for title, key in titles.items():
+            curves = np.array([[entry[key] for entry in history] for history in histories[method]])
+            if oracle or key != "oracle":
+                panels[f"{method.upper()}: {title}"] = np.linspace(0, 1, curves.shape[1]), curves
+    return panels

@@ -2,16 +2,17 @@
 
 import re
 from dataclasses import dataclass
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from pydantic import Field, model_validator
 
 from preflab import rewards
+from preflab.claims.sequential import Cell
 from preflab.data.worlds import World
 from preflab.errors import BadInput
 from preflab.experiments.experiment import Experiment
-from preflab.margins import dpo_margin, policy_margin
+from preflab.margins import STAGES, Outcome, accuracy, dpo_margin, outcome, policy_margin
 from preflab.methods.dpo import DPO
 from preflab.models import Lora
 from preflab.settings import SOURCE, Count
@@ -45,6 +46,20 @@ class Setting:
     def repeats(self) -> bool:
         return self.objectives[0] == self.objectives[1]
 
+    @property
+    def relation(self) -> dict[str, float]:
+        """Correlation and disagreement of the two objectives; empty if they are not known."""
+        if self.repeats:
+            return {"correlation": 1.0, "disagreement": 0.0}
+        return self.world.compatibility() if self.world else {}
+
+    def described(self) -> dict[str, str | float]:
+        """What is known of a world's two objectives beforehand: their relation, and the strength of their labels."""
+        row: dict[str, str | float] = dict(self.relation)
+        for letter, name in zip("AB", self.objectives, strict=True):
+            row |= {letter: name, f"strength {letter}": self.world.objective(name).strength}
+        return row
+
 
 @dataclass(frozen=True)
 class Sequence:
@@ -64,14 +79,39 @@ class Sequence:
         return f"{self.setting.name}: {' → '.join(self.path)}"
 
     @property
+    def order(self) -> str:
+        """A → B, as the setting names its objectives, or B → A."""
+        return "A → B" if self.path == self.setting.objectives else "B → A"
+
+    @property
     def first(self) -> np.ndarray:
         """Policy margins of the objective that was trained first: (3, seeds, pairs)."""
         return self.policy_margins[self.path[0]]
 
     @property
+    def pairs(self) -> int:
+        """How many held-out pairs that objective has."""
+        return self.first.shape[2]
+
+    @property
     def change(self) -> np.ndarray:
         """What Stage 2 did to them: (seeds, pairs)."""
         return self.first[2] - self.first[1]
+
+    @property
+    def outcome(self) -> Outcome:
+        return outcome(*self.first)
+
+    def told(self) -> dict[str, Any]:
+        """The outcome as a row of a table, with the pairs that it rests on. Nothing relates to a gain of nothing."""
+        row = {**vars(self.outcome), "held-out pairs": self.pairs}
+        return row | ({"relative": None} if row["verdict"] == "not learned" else {})
+
+    @property
+    def cell(self) -> Cell:
+        """What the claims ask of it."""
+        relation = self.setting.relation.get("correlation", np.nan)
+        return Cell(self.setting.name, *self.path, *self.first, compatibility=relation)
 
 
 class Sequential(Experiment):
@@ -191,15 +231,23 @@ class Sequential(Experiment):
         trainings = [self.training(sequence.setting, sequence.path, seed) for seed in self.seeds]
         return [[log["loss"] for log in training.load()] for training in trainings]
 
-    def held_out_pairs(self) -> int:
-        """The fewest of any objective."""
-        return min(len(self.source_of(s, o).test_pairs.rows()) for s in self.all_settings() for o in s.objectives)
+    def _objectives(self) -> list[tuple[Setting, str]]:
+        return [(s, o) for s in self.all_settings() for o in dict.fromkeys(s.objectives)]
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """How many pairs each objective has: those of one stage and seed, and the held-out ones."""
+        return {
+            f"{s.name}, {o}": {
+                "training pairs": len(self.trained_on(s, (o,), self.seeds[0]).rows()),
+                "held-out pairs": len(self.source_of(s, o).test_pairs.rows()),
+            }
+            for s, o in self._objectives()
+        }
 
     def few(self) -> list[str]:
         """A warning for every objective that has too few pairs to say much."""
-        sources = [(s, o) for s in self.all_settings() for o in dict.fromkeys(s.objectives)]
-        found = [(f"{s.name}, {o}", self.source_of(s, o).load(self.seeds[0]).report.few) for s, o in sources]
-        return [f"{where}: {text}" for where, text in found if text]
+        found = {f"{s.name}, {o}": self.source_of(s, o).load(self.seeds[0]).report.few for s, o in self._objectives()}
+        return [f"{where}: {text}" for where, text in found.items() if text]
 
     def reports(self) -> dict[str, dict]:
         """What was read, by setting, objective and seed."""
@@ -209,6 +257,49 @@ class Sequential(Experiment):
             for o in dict.fromkeys(s.objectives)
             for seed in self.seeds
         }
+
+
+def accuracies(sequence: Sequence) -> list[dict[str, str | float]]:
+    """Accuracy on the held-out pairs of each objective after each stage, the mean over seeds: a row an objective.
+
+    The relative accuracy says nothing of the base, all of whose DPO margins are 0.
+    """
+    rows = []
+    for objective in dict.fromkeys(sequence.path):
+        relative = accuracy(sequence.dpo_margins[objective]).mean(1)  # (3,)
+        policy = accuracy(sequence.policy_margins[objective]).mean(1)
+        row = {"sequence": sequence.name, "measured on": objective}
+        row |= {f"relative, {stage}": relative[i] for i, stage in enumerate(STAGES) if i}
+        row |= {f"policy, {stage}": policy[i] for i, stage in enumerate(STAGES)}
+        rows.append(row | {"held-out pairs": sequence.policy_margins[objective].shape[2]})
+    return rows
+
+
+def mean_utilities(sequence: Sequence) -> list[dict[str, str | float]]:
+    """The oracle's mean utility of what each stage answers, for each objective on its own held-out prompts.
+
+    Mean over prompts and seeds. A row an objective; none if there is no oracle.
+    """
+    world, rows = sequence.setting.world, []
+    for objective in dict.fromkeys(sequence.path) if world else ():
+        found = [[utilities(world, objective, seed.samples) for seed in stage] for stage in sequence.results]
+        means = np.mean(found, axis=(1, 2)).tolist()
+        row = {"sequence": sequence.name, "utility of": objective} | dict(zip(STAGES, means, strict=True))
+        rows.append(row | {"held-out prompts": len(found[0][0])})
+    return rows
+
+
+def said(sequence: Sequence, n: int) -> dict[str, dict[str, str]]:
+    """What the first seed's stages answer to the first n held-out prompts of the objective that was trained first:
+    prompt: stage: answer."""
+    stages = [results[0].samples for results in sequence.results]
+    own = [i for i, sample in enumerate(stages[0]) if sample["objective"] == sequence.path[0]][:n]
+    return {
+        stages[0][i]["prompt"][-1]["content"]: {
+            stage: samples[i]["response"] for stage, samples in zip(STAGES, stages, strict=True)
+        }
+        for i in own
+    }
 
 
 def utilities(world: World, objective: str, samples: list[dict]) -> np.ndarray:

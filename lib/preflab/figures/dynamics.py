@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
+from matplotlib.axes import Axes
 from matplotlib.colors import Normalize, TwoSlopeNorm
 from matplotlib.figure import Figure
 
@@ -13,12 +14,13 @@ COLOURS = {
     "whole": "0.15",
     "positive": "#2a7f9e",
     "negative": "#d1495b",
-    "bottom": "#bfdcae",
-    "middle": "#6cab63",
-    "top": "#22662d",
+    "bottom": "#a9d08e",
+    "middle": "#5a9e52",
+    "top": "#1c5a28",
 }
-PANELS = {"whole": ("whole",), "positive and negative learning": ("positive", "negative"), "tertiles": ()}
+STYLES = {"whole": "o-", "positive": "^-", "negative": "v--", "bottom": "v-", "middle": "o-", "top": "^-"}
 WEIGHT = {"dpo": "w", "ppo": "|A|"}
+HEADROOM = 0.25  # of an axis' height, for a legend that covers no curve
 
 
 def six_panels(
@@ -31,66 +33,83 @@ def six_panels(
     progress[method] is (steps,) in shares of training; g[method][component] and noise[...] are (seeds, steps).
     A thin line is a seed, a thick one their mean, the grey band twice the noise of the whole's measurement.
     """
-    figure, axes = plt.subplots(2, 3, figsize=(10.5, 5.4), sharex=True, sharey="row", layout="constrained")
+    figure, axes = plt.subplots(2, 3, figsize=(10.5, 5.6), sharex=True, sharey="row", layout="constrained")
     for row, (method, x) in zip(axes, progress.items(), strict=True):
+        panels = {
+            "whole": ("whole",),
+            "positive and negative learning": ("positive", "negative"),
+            f"tertiles of {WEIGHT[method]}": ("bottom", "middle", "top"),
+        }
         band = 2 * np.sqrt((noise[method]["whole"] ** 2).mean(0))
-        panels = {**PANELS, f"tertiles of {WEIGHT[method]}": ("bottom", "middle", "top")}
-        del panels["tertiles"]
+        row[0].fill_between(x, -band, band, color="0.88", lw=0, zorder=-1, label="noise of a measurement, ±2 SE")
         for axis, (title, components) in zip(row, panels.items(), strict=True):
             axis.axhline(0, color="0.6", lw=0.8, zorder=0)
-            if components == ("whole",):
-                axis.fill_between(x, -band, band, color="0.88", lw=0, zorder=-1, label="noise of a measurement, ±2 SE")
             for component in components:
-                for seed in g[method][component]:
-                    axis.plot(x, seed, color=COLOURS[component], lw=0.6, alpha=0.45)
-                mean = g[method][component].mean(0)
-                axis.plot(x, mean, "o-", ms=3, lw=2, color=COLOURS[component], label=component)
+                _curves(axis, x, g[method][component], COLOURS[component], STYLES[component], component)
             axis.set_title(f"{TITLES[method]}: {title}", loc="left", size=10)
-            axis.legend(frameon=False, fontsize=8)
+        _legends_above(row)
         row[0].set_ylabel("gradient alignment G")
     for axis in axes[1]:
         axis.set_xlabel("share of training")
     return figure
 
 
-def inner_epochs(progress: np.ndarray, fresh: Mapping[str, np.ndarray], stale: Mapping[str, np.ndarray]) -> Figure:
-    """G of PPO on the same samples as their first and as their last epoch begins.
+def inner_epochs(progress: np.ndarray, g: Mapping[str, np.ndarray]) -> Figure:
+    """G of PPO on the same samples as each epoch on them begins: one panel a part of the loss.
 
-    progress is (steps,); fresh[part] and stale[part] are (seeds, steps). A thin line is a seed, a thick one their mean.
+    progress is (steps,); g[part] is (epochs, seeds, steps). A thin line is a seed, a thick one their mean.
     """
-    figure, axes = plt.subplots(1, len(fresh), figsize=(3.5 * len(fresh), 2.8), sharey=True, layout="constrained")
-    for axis, part in zip(axes, fresh, strict=True):
+    figure, axes = plt.subplots(1, len(g), figsize=(10.5, 3.2), sharey=True, layout="constrained")
+    for axis, (part, epochs) in zip(axes, g.items(), strict=True):
         axis.axhline(0, color="0.6", lw=0.8, zorder=0)
-        for curves, line, label in ((fresh, "o-", "first epoch"), (stale, "s--", "last epoch")):
-            colour = COLOURS[part] if line == "o-" else "0.55"
-            for seed in curves[part]:
-                axis.plot(progress, seed, line[1:], color=colour, lw=0.6, alpha=0.45)
-            axis.plot(progress, curves[part].mean(0), line, ms=3, lw=2, color=colour, label=label)
+        greys = np.linspace(0.65, 0.4, max(len(epochs) - 1, 1)).astype(str)
+        styles = [("o-", COLOURS[part]), *(("s--", grey) for grey in greys)]
+        for number, (curves, (line, colour)) in enumerate(zip(epochs, styles, strict=False), start=1):
+            _curves(axis, progress, curves, colour, line, f"epoch {number}")
         axis.set_title(f"PPO: {part}", loc="left", size=10)
         axis.set_xlabel("share of training")
-        axis.legend(frameon=False, fontsize=8)
+    _legends_above(axes)
     axes[0].set_ylabel("gradient alignment G")
     return figure
 
 
+def _curves(axis: Axes, x: np.ndarray, curves: np.ndarray, colour: str, line: str, label: str) -> None:
+    """Thin lines for seeds, a thick one with markers for their mean."""
+    for seed in curves:
+        axis.plot(x, seed, line[1:], color=colour, lw=0.6, alpha=0.45)
+    axis.plot(x, curves.mean(0), line, ms=3.5, lw=2, color=colour, label=label)
+
+
+def _legends_above(row: Sequence[Axes]) -> None:
+    """Legends of axes that share their y axis, in a part that no curve reaches."""
+    low, high = row[0].get_ylim()
+    row[0].set_ylim(low, high + HEADROOM * (high - low))
+    for axis in row:
+        axis.legend(frameon=False, fontsize=8, loc="upper right")
+
+
 def weight_distributions(panels: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
-    """Distributions of w (DPO, per pair) and |A| (PPO, per token) at some moments; lines are the tertile borders.
+    """Distributions of w (DPO, per pair) and |A| (PPO, per token) at some moments; lines are the borders of the
+    tertiles. Equal weights have none.
 
     panels[method][moment] holds the weights.
     """
     moments = len(next(iter(panels.values())))
-    figure, axes = plt.subplots(2, moments, figsize=(3.5 * moments, 4.6), sharex="row", layout="constrained")
+    figure, axes = plt.subplots(2, moments, figsize=(3.5 * moments, 4.9), sharex="row", layout="constrained")
     for row, (method, by_moment) in zip(axes, panels.items(), strict=True):
         top = max(np.quantile(values, 0.99) for values in by_moment.values()) * 1.05
         for axis, (moment, values) in zip(row, by_moment.items(), strict=True):
             sns.histplot(
                 x=np.clip(values, 0, top), bins=30, binrange=(0, top), stat="density", ax=axis, color="0.75", lw=0
             )
-            for border, colour in zip(np.quantile(values, [1 / 3, 2 / 3]), ("bottom", "top"), strict=True):
-                axis.axvline(border, color=COLOURS[colour], lw=1.6)
+            lower, upper = np.quantile(values, [1 / 3, 2 / 3])
+            if not np.isclose(lower, upper):
+                axis.axvline(lower, color=COLOURS["bottom"], lw=2, label="bottom | middle")
+                axis.axvline(upper, color=COLOURS["top"], lw=2, ls="--", label="middle | top")
             unit = "a pair" if method == "dpo" else "a token"
-            axis.set(title=f"{TITLES[method]}, {moment}", xlabel=f"{WEIGHT[method]} of {unit}", ylabel="")
-            axis.set_yticks([])
+            axis.set_title(f"{TITLES[method]}, {moment}", loc="left", size=10)
+            axis.set(xlabel=f"{WEIGHT[method]} of {unit}", ylabel="", yticks=[])
+    figure.legend(*axes[-1, -1].get_legend_handles_labels(), loc="outside upper right", ncols=2, frameon=False)
     return figure
 
 
@@ -117,7 +136,7 @@ def layer_map(
             axis.set_xticks(range(0, len(x), every), [f"{share:.1f}" for share in x[::every]])
             axis.set_yticks(range(len(places)), places)
             axis.set_title(f"{TITLES[method]}: {component}", loc="left", size=10)
-        figure.colorbar(image, ax=row, label="G", pad=0.01)
+        figure.colorbar(image, ax=row, label=f"G of {TITLES[method]}", pad=0.01)
     for axis in axes[1]:
         axis.set_xlabel("share of training")
     return figure
@@ -137,6 +156,7 @@ def first_order(predicted: Mapping[str, np.ndarray], changed: Mapping[str, np.nd
             ylabel="measured change of the NLL of D'",
             xlim=(-limit, limit),
             ylim=(-limit, limit),
+            aspect="equal",
         )
     return figure
 
@@ -149,7 +169,7 @@ def training_curves(panels: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Figu
     for axis, (title, (x, curves)) in zip(axes.flat, panels.items(), strict=False):
         for seed in curves:
             axis.plot(x, seed, lw=0.6, color="0.6")
-        axis.plot(x, curves.mean(0), lw=1.8, color="#2a7f9e")
+        axis.plot(x, curves.mean(0), lw=1.8, color=COLOURS["positive"])
         axis.set_title(title, loc="left", size=9.5)
     for axis in axes.flat[len(panels) :]:
         axis.remove()
@@ -161,37 +181,34 @@ def training_curves(panels: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Figu
 def token_picture(rows: Sequence[Mapping], width: int = 138) -> Figure:
     """Texts with every response token coloured by its pull, -c * s: blue raises the likelihood of D'.
 
-    Each row has `label`, `prompt`, `tokens` and `pull`; long texts are broken into lines of `width` characters,
-    as many as fit the figure.
+    Each row has `label`, `prompt`, `tokens` and `pull`, a share of the largest pull; the colours end where 3 % of the
+    tokens lie beyond. Long texts are broken into lines of at most `width` characters.
     """
     limit = float(np.quantile(np.abs(np.concatenate([row["pull"] for row in rows])), 0.97)) or 1.0
     colour = plt.get_cmap("RdBu")
     norm = Normalize(-limit, limit)
     lines = [line for row in rows for line in _lines(row, width)]
-    figure, axis = plt.subplots(figsize=(10.5, 0.27 * len(lines) + 0.75), layout="constrained")
-    axis.set(xlim=(0, width), ylim=(len(lines), 0))
+    columns = max(x + len(text) for line in lines for x, text, _ in line)
+    figure, axis = plt.subplots(figsize=(10.5 * max(columns, 90) / 138, 0.27 * len(lines) + 0.8), layout="constrained")
+    axis.set(xlim=(0, max(columns, 90)), ylim=(len(lines), 0))
     axis.axis("off")
     for y, line in enumerate(lines):
         for x, text, pull in line:
-            box = None
+            box, ink = None, "0.35"
             if pull is not None:
                 box = {"facecolor": colour(norm(pull)), "lw": 0, "boxstyle": "square,pad=0.12"}
-            ink = (
-                "white"
-                if pull is not None and abs(norm(pull) - 0.5) > 0.33
-                else "black"
-                if pull is not None
-                else "0.35"
-            )
+                ink = "white" if abs(norm(pull) - 0.5) > 0.33 else "black"
             axis.text(x, y + 0.5, text, family="monospace", size=8.5, va="center", color=ink, bbox=box)
-    bar = figure.colorbar(plt.cm.ScalarMappable(norm, colour), ax=axis, orientation="horizontal", aspect=60, pad=0.01)
-    bar.set_label("pull of the token, −c · s: towards (blue) or away from (red) the final responses", size=9)
+    scale = plt.cm.ScalarMappable(norm, colour)
+    bar = figure.colorbar(scale, ax=axis, orientation="horizontal", aspect=50, pad=0.01, extend="both")
+    bar.set_label("pull −c·s, as a share of the method's largest: towards D' (blue), away from it (red)", size=9)
     return figure
 
 
 def _lines(row: Mapping, width: int) -> list[list[tuple[float, str, float | None]]]:
-    """A row as lines of (column, text, pull); label and prompt have no pull."""
-    lines = [[(0.0, f"{row['label']}  {row['prompt']}", None)], []]
+    """A row as lines of (column, text, pull); label and prompt have no pull, and stand in one line."""
+    prompt = " ".join(f"{row['label']}  {row['prompt']}".split("\n"))
+    lines = [[(0.0, prompt if len(prompt) <= width else f"{prompt[: width - 2]} …", None)], []]
     column = 4
     for token, pull in zip(row["tokens"], row["pull"], strict=True):
         text = token.replace("Ġ", " ").strip() or token
@@ -206,9 +223,9 @@ def _lines(row: Mapping, width: int) -> list[list[tuple[float, str, float | None
 def calibration(curves: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
     """Predicted against true probability that the first response is labelled better."""
     figure, axis = plt.subplots(figsize=(4, 3.6), layout="constrained")
-    axis.plot([0, 1], [0, 1], color="0.7", lw=1, zorder=0)
+    axis.plot([0, 1], [0, 1], color="0.7", lw=1, zorder=0, label="perfect")
     for label, (predicted, true) in curves.items():
         axis.plot(predicted, true, "o-", ms=4, label=label)
-    axis.set(xlabel="reward model's probability", ylabel="the world's probability", xlim=(0, 1), ylim=(0, 1))
-    axis.legend(frameon=False)
+    axis.set(xlabel="reward's probability", ylabel="the world's probability", xlim=(0, 1), ylim=(0, 1), aspect="equal")
+    axis.legend(frameon=False, loc="upper left")
     return figure

@@ -2,20 +2,24 @@
 
 import atexit
 import hashlib
+import json
 import os
 import platform
 import resource
 import shutil
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
+from pydantic import BaseModel
 
 import preflab
 from preflab.claims import Claim
@@ -60,18 +64,24 @@ class Run:
             show_progress_in(command / PROGRESS)
         atexit.register(shutil.rmtree, self.staging, ignore_errors=True)
 
-    def overview(self) -> pd.DataFrame:
-        """Versions, device, and every value in force, a row a section; those that differ from the notebook's own
-        have a star."""
+    def overview(self) -> None:
+        """Print versions, device and every value in force, by section; a star marks what differs from the notebook's
+        own value."""
         stem = next(stem for stem, kind in EXPERIMENTS.items() if type(self.parameters) is kind)
         changed = self.parameters.changed(defaults(project_root() / "notebooks" / "src" / f"{stem}.py"))
-        rows: dict[str, list[str]] = {"versions": [f"{k} {v}" for k, v in versions().items()], "device": [self.device]}
+        parts = {"versions": [f"{k} {v}" for k, v in versions().items()], "device": [self.device]}
         for name, value in self.parameters.values().items():
             section, _, own = name.partition(".")
             star = "*" if name in changed else ""
-            rows.setdefault(section, []).append(f"{star}{own} = {value!r}" if own else f"{star}{value!r}")
-        joined = {section: ", ".join(values) for section, values in rows.items()}
-        return pd.Series(joined, name="in force (* differs from this notebook's own)").to_frame()
+            if isinstance(value, dict):  # rows by name, as the parameters cell has them
+                parts[section] = ["; ".join(f"{star}{row} {_short(content)}" for row, content in value.items())]
+            else:
+                words = f"{star}{own or section} {_short(value)}"
+                parts.setdefault(section if own else "notebook", []).append(words)
+        indent = " " * 17
+        for section, values in parts.items():
+            print(textwrap.fill(", ".join(values), 118, initial_indent=f"{section:<17}", subsequent_indent=indent))
+        print("* differs from this notebook's own value" if changed else "all values are this notebook's own")
 
     @property
     def device(self) -> str:
@@ -121,6 +131,12 @@ class Run:
             "wall_seconds": round(time.time() - self.started, 1),
             "peak_memory_mb": peak_memory(),
         }
+
+
+def _short(value: Any) -> str:
+    """A value as JSON; of a row of parameters what differs from its defaults."""
+    content = value.model_dump(exclude_defaults=True) if isinstance(value, BaseModel) else value
+    return json.dumps(jsonable(content), ensure_ascii=False)
 
 
 def git_state() -> dict[str, str | bool | None]:
