@@ -4,8 +4,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from preflab.figures.coordination import Course, Place, pareto, schedules
+from preflab.figures.coordination import pareto, schedules
 from preflab.figures.dynamics import COLOURS, first_order, six_panels
+from preflab.judging import Place
+from preflab.measured import Course
 
 SFT = (0.2, 0.5)
 

@@ -17,7 +17,6 @@ from preflab.experiments.ablations import Accuracy, ablation_row, change_of, g_o
 from preflab.experiments.coordination import (
     Candidates,
     Coordination,
-    Place,
     controlled_kind,
     course,
     made_of_one_pair,
@@ -25,7 +24,7 @@ from preflab.experiments.coordination import (
 )
 from preflab.experiments.variants import Variant
 from preflab.figures import coordination as plots
-from preflab.judging import Judged, as_table, counted, decided
+from preflab.judging import Judged, Place, as_table, counted, decided
 from preflab.measured import PARTS
 from preflab.paths import project_root
 from preflab.running.reading import defaults, resolve

@@ -13,9 +13,9 @@ from preflab.margins import dpo_margin
 from preflab.paths import project_root
 from preflab.running.cache import Cache
 from preflab.running.identity import identity
-from preflab.running.parallel import Job, parallel
+from preflab.running.parallel import parallel
 from preflab.running.reading import defaults, resolve
-from preflab.stages.stage import keep_in
+from preflab.stages.stage import Job, keep_in
 from preflab.training.schedule import batches
 
 NOTEBOOK = project_root() / "notebooks" / "src" / "01_sequential_settings.py"

@@ -52,6 +52,16 @@ class Judged:
         return wins(self.greedy, rival.greedy) if greedy else wins(self.sampled, rival.sampled)
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where the candidates of one row ended, the chosen one first; each array is (candidates,)."""
+
+    family: str  # dpo (learns from pairs) or ppo (from its samples)
+    score: np.ndarray
+    kl: np.ndarray
+    diversity: np.ndarray
+
+
 def as_table(
     rows: Mapping[str, Mapping[str, Any]], counts: Mapping[str, int], columns: Sequence[str] | None = None
 ) -> pd.DataFrame:

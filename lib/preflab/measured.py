@@ -1,6 +1,6 @@
 """What a measurement of G along a run holds, and what can be read off it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,6 +53,16 @@ class Measured:
         of_probe = np.subtract(*(h.mean((1, 3)) for h in halves)) / 2
         of_finals = (self.contributions[:, 0] - self.contributions[:, 1]).mean(-1) / 2
         return np.hypot(of_probe, of_finals)
+
+
+@dataclass(frozen=True)
+class Course:
+    """A row over training; arrays are (seeds, steps)."""
+
+    progress: np.ndarray  # (steps,)
+    g: Mapping[str, np.ndarray]  # positive, negative, trained
+    share_progress: np.ndarray  # (updates,)
+    share: np.ndarray  # (seeds, updates) lambda, the share of the weight that negative learning has
 
 
 # --- read off several runs of one method, with the same steps: one a seed ------------------------

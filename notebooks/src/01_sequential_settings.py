@@ -71,9 +71,10 @@ from preflab.figures import sequential as plots
 from preflab.judging import as_table, counted
 from preflab.likelihood import collate, token_log_probs
 from preflab.models import unwrap
-from preflab.running.parallel import Job, parallel
+from preflab.running.parallel import parallel
 from preflab.running.run import start
 from preflab.stages.base import spoken
+from preflab.stages.stage import Job
 from preflab.statistics import mean_interval
 
 run = start(P)

@@ -76,8 +76,9 @@ from preflab.judging import as_table, counted
 from preflab.likelihood import collate, collate_responses, completion_log_probs, token_log_probs
 from preflab.methods.method import Scored
 from preflab.models import unwrap
-from preflab.running.parallel import Job, parallel
+from preflab.running.parallel import parallel
 from preflab.running.run import start
+from preflab.stages.stage import Job
 
 run = start(P)
 run.overview()

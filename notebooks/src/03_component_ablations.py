@@ -78,8 +78,9 @@ from preflab.experiments.ablations import ablation_row, change_of, g_of
 from preflab.figures import ablations as plots
 from preflab.judging import as_table, counted, decided, described, wins
 from preflab.measured import PARTS
-from preflab.running.parallel import Job, parallel
+from preflab.running.parallel import parallel
 from preflab.running.run import start
+from preflab.stages.stage import Job
 from preflab.weightings import Weights
 
 run = start(P)

@@ -22,14 +22,13 @@ from preflab.claims.coordination import Contest
 from preflab.experiments.ablations import Variants, g_of
 from preflab.experiments.dynamics import Planned
 from preflab.experiments.variants import Contender, Variant
-from preflab.judging import Judged, described, wins
-from preflab.measured import Measured
+from preflab.judging import Judged, Place, described, wins
+from preflab.measured import Course, Measured
 from preflab.rules import Rule
-from preflab.running.parallel import Job, Phases
 from preflab.settings import Count, Source
 from preflab.stages.alignment import Measurement
 from preflab.stages.reward import RewardStage
-from preflab.stages.stage import Stage
+from preflab.stages.stage import Job, Phases, Stage
 from preflab.training.from_samples import SampleTraining
 from preflab.weightings import Weights
 
@@ -50,26 +49,6 @@ class Candidates:
 
     def __len__(self) -> int:
         return len(self.runs) // self.seeds
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where the candidates of one row ended, the chosen one first; each array is (candidates,)."""
-
-    family: str  # dpo (learns from pairs) or ppo (from its samples)
-    score: np.ndarray
-    kl: np.ndarray
-    diversity: np.ndarray
-
-
-@dataclass(frozen=True)
-class Course:
-    """A row over training; arrays are (seeds, steps)."""
-
-    progress: np.ndarray  # (steps,)
-    g: Mapping[str, np.ndarray]  # positive, negative, trained
-    share_progress: np.ndarray  # (updates,)
-    share: np.ndarray  # (seeds, updates) lambda, the share of the weight that negative learning has
 
 
 class Coordination(Variants):

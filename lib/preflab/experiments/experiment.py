@@ -11,13 +11,13 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from preflab.cells import injected_names, warn_of_near_misses
 from preflab.data.sources import parse_source
 from preflab.errors import BadInput
 from preflab.experiments.explain import explain, hint, shown
 from preflab.hardware import Hardware
 from preflab.models import Lora
 from preflab.paths import project_root
-from preflab.running.cells import injected_names, warn_of_near_misses
 from preflab.settings import Count, Name, Seed
 from preflab.stages.base import TINY, Base, BaseSettings
 from preflab.stages.data import PairSource, world_of

@@ -9,8 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from preflab.experiments.coordination import Course, Place
 from preflab.figures.ablations import BLUE, FAMILY_COLOURS, RED
+from preflab.judging import Place
+from preflab.measured import Course
 
 FAMILY_MARKERS = {"dpo": "o", "ppo": "s"}
 FAMILY_WORDS = {"dpo": "learns from pairs", "ppo": "learns from its samples"}

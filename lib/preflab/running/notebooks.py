@@ -20,8 +20,8 @@ from jupyter_client.kernelspec import KernelSpecManager
 from nbclient.exceptions import DeadKernelError
 
 from preflab import paths
+from preflab.cells import literals
 from preflab.errors import BadInput
-from preflab.running.cells import literals
 from preflab.running.code import package
 from preflab.running.identity import digest, library_versions
 from preflab.running.records import PROGRESS, staging_of, write_json

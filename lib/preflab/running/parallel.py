@@ -5,34 +5,15 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
 from pathlib import Path
 
 from preflab.hardware import one_thread
 from preflab.progress import note, show_with
 from preflab.running.cache import Cache
 from preflab.running.quiet import quiet
-from preflab.stages.stage import Stage, keep_in, store
-
-
-@dataclass(frozen=True)
-class Job:
-    """Stages to make in one process, in their order."""
-
-    label: str
-    stages: tuple[Stage, ...]
-
-    def done(self) -> bool:
-        return all(store().holds(stage) for stage in self.stages)
-
-    def run(self) -> None:
-        for stage in self.stages:
-            _ = stage.folder
-
-
-Phases = Mapping[str, list[Job] | Callable[[], list[Job]]]
+from preflab.stages.stage import Job, Phases, keep_in, store
 
 
 def parallel(phases: Phases, workers: int) -> None:

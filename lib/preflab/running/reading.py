@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from preflab.cells import literals
 from preflab.errors import BadInput
 from preflab.paths import project_root
-from preflab.running.cells import literals
 
 if TYPE_CHECKING:
     from preflab.experiments.experiment import Parameters

@@ -3,7 +3,8 @@
 Where entries are kept is not a stage's business. A run says so, once in each process, with `keep_in`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -51,3 +52,21 @@ def store() -> Store:
     if not _stores:
         raise RuntimeError("no store: call keep_in(Cache(folder)) first; a notebook's start does")
     return _stores[0]
+
+
+@dataclass(frozen=True)
+class Job:
+    """Stages to make in one process, in their order."""
+
+    label: str
+    stages: tuple[Stage, ...]
+
+    def done(self) -> bool:
+        return all(store().holds(stage) for stage in self.stages)
+
+    def run(self) -> None:
+        for stage in self.stages:
+            _ = stage.folder
+
+
+Phases = Mapping[str, list[Job] | Callable[[], list[Job]]]
