@@ -179,7 +179,7 @@ def test_one_batch_is_trls(
 @pytest.mark.parametrize(("architecture", "rank"), [("llama", 0), ("gpt_neox", 4)])
 def test_twenty_steps_are_trls(architecture, rank, make_model, make_pairs, make_rows, tokenizer, tmp_path, train):
     """Their whole trainer against ours: encoding, reference, schedule, clipping, Adam."""
-    settings = replace(SETTINGS, learning_rate=3e-3, epochs=5, max_grad_norm=0.5, weight_decay=1.0)
+    settings = replace(SETTINGS, learning_rate=3e-3, epochs=5, max_grad_norm=0.5, weight_decay=1.0, adam_beta2=0.9)
     policy, base = (
         make_model(architecture, rank=rank, dtype=torch.float32),
         make_model(architecture, dtype=torch.float32),
@@ -187,7 +187,7 @@ def test_twenty_steps_are_trls(architecture, rank, make_model, make_pairs, make_
     theirs, rows = copy.deepcopy(policy), make_rows(32)
     log = train(policy, rows, pair_log_probs(base, rows, tokenizer.pad_token_id, 8), settings, DPO(beta=0.7))
 
-    optimizer = torch.optim.AdamW(theirs.parameters(), lr=3e-3, weight_decay=1.0)
+    optimizer = torch.optim.AdamW(theirs.parameters(), lr=3e-3, betas=(0.9, 0.9), weight_decay=1.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(step, 20, 0.1))
     trainer = trl_trainer(
         theirs,

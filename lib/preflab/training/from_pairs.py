@@ -32,6 +32,7 @@ class PairTraining:
     epochs: Count = 1
     warmup_share: Share = 0.05  # of the updates; then linear to zero
     weight_decay: NotNegative = 0.0
+    adam_beta2: Share = 0.999  # how much of the mean of squared gradients each update keeps
     max_grad_norm: Positive = 1.0
     checkpoint_every: Count = incidental(100)  # updates
 
@@ -74,7 +75,8 @@ def train_on_pairs(
         raise BadInput(f"reference log-probs for {len(reference.chosen)} pairs, expected {len(rows)}")
     accelerator = Accelerator()
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    optimizer = torch.optim.AdamW(parameters.values(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    betas, decay = (0.9, settings.adam_beta2), settings.weight_decay
+    optimizer = torch.optim.AdamW(parameters.values(), settings.learning_rate, betas, weight_decay=decay)
     schedule = batches(len(rows), settings.batch_size, settings.epochs, seed)[:updates]
     history = _resumed(checkpoint, parameters, optimizer)
     seen = history[-1].live if history else None
