@@ -19,6 +19,7 @@ from preflab.methods import METHODS
 from preflab.methods.conservative_dpo import ConservativeDPO
 from preflab.methods.dpo import DPO
 from preflab.methods.dpo_sft import DPOWithSFT
+from preflab.methods.dpop import DPOP
 from preflab.methods.grpo import GRPO
 from preflab.methods.ipo import IPO
 from preflab.methods.kto import KTO
@@ -66,6 +67,10 @@ def dpo(chosen, rejected, **_):
     return -torch.log(torch.sigmoid(0.7 * (chosen - rejected)))
 
 
+def dpop(chosen, rejected, **_):
+    return -torch.log(torch.sigmoid(0.7 * (chosen - rejected - 0.4 * torch.relu(-chosen))))
+
+
 def kto(chosen, rejected, **_):
     """Eq. 7 and 8 of KTO with lambda 1 on both sides; no gradient through z."""
     z_chosen, z_rejected = (x.detach().mean().clamp(min=0) for x in (rejected, chosen))
@@ -85,6 +90,7 @@ PRINTED = {  # of every method on pairs: a value, its loss as printed, and wheth
     "dpo_sft": (DPOWithSFT(sft=0.3, beta=0.7), with_sft, False),
     "ipo": (IPO(beta=0.7), ipo, True),
     "simpo": (SimPO(margin=0.4, beta=0.7), simpo, True),
+    "dpop": (DPOP(penalty=0.4, beta=0.7), dpop, True),
     "kto": (KTO(beta=0.7), kto, True),
     "orpo": (ORPO(weight=0.7), orpo, True),
 }
@@ -129,6 +135,7 @@ def test_baselines_fall_back_on_dpo_and_turn_round_where_they_say():
     plain = DPO(beta=1.0).weigh(ratios, MASK).c
     assert torch.equal(ConservativeDPO(smoothing=0.0, beta=1.0).weigh(ratios, MASK).c, plain)
     assert torch.equal(DPOWithSFT(sft=0.0, beta=1.0).weigh(ratios, MASK).c, plain)
+    assert torch.equal(DPOP(penalty=0.0, beta=1.0).weigh(ratios, MASK).c, plain)
     c, *_ = ConservativeDPO(smoothing=0.2, beta=1.0).weigh(ratios, MASK)
     assert c[0, 0] < 0 < c[3, 0] and c[1, 0] > 0 > c[4, 0]  # surer than 0.8, and not
     c, *_ = IPO(beta=1.0).weigh(ratios, MASK)  # a margin of 1/2 is asked for; 9/3 - 0.5/4 is more

@@ -3,6 +3,7 @@
 from preflab.methods.conservative_dpo import ConservativeDPO
 from preflab.methods.dpo import DPO
 from preflab.methods.dpo_sft import DPOWithSFT
+from preflab.methods.dpop import DPOP
 from preflab.methods.grpo import GRPO
 from preflab.methods.ipo import IPO
 from preflab.methods.kto import KTO
@@ -16,6 +17,7 @@ METHODS: dict[str, type[PairMethod] | type[SampleMethod]] = {
     # from pairs
     "dpo": DPO,
     "dpo_sft": DPOWithSFT,
+    "dpop": DPOP,
     "conservative_dpo": ConservativeDPO,
     "ipo": IPO,
     "simpo": SimPO,
