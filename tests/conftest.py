@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from preflab.data.worlds import get_world, preference_pairs, vocabulary
 from preflab.likelihood import encode_pairs
@@ -64,6 +65,16 @@ def make_model(tokenizer):
         return model.eval()
 
     return make
+
+
+@pytest.fixture
+def exact_norm(monkeypatch):
+    """LlamaRMSNorm without its detour through float32, which costs float64 half its digits."""
+
+    def forward(norm, hidden):
+        return norm.weight * hidden * torch.rsqrt(hidden.pow(2).mean(-1, keepdim=True) + norm.variance_epsilon)
+
+    monkeypatch.setattr(LlamaRMSNorm, "forward", forward)
 
 
 @pytest.fixture

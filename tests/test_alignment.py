@@ -1,11 +1,11 @@
 """G against independent derivatives: one backward pass per component, finite differences, a case by hand."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from preflab import alignment, weightings
 from preflab.errors import BadInput
@@ -27,15 +27,9 @@ def masked_nll(model, batch):
     return total
 
 
-def float64_norm(norm, hidden):
-    """LlamaRMSNorm without its detour through float32."""
-    return norm.weight * hidden * torch.rsqrt(hidden.pow(2).mean(-1, keepdim=True) + norm.variance_epsilon)
-
-
 @pytest.fixture(params=["gpt_neox", "llama"])
-def case(request, make_model, make_rows, monkeypatch):
+def case(request, make_model, make_rows, exact_norm):
     """A policy off its reference, a batch of pairs, D' from the other pairs' chosen responses, c."""
-    monkeypatch.setattr(LlamaRMSNorm, "forward", float64_norm)
 
     def build(dtype, lora):
         policy, rows = make_model(request.param, rank=lora, dtype=dtype), make_rows(7)
@@ -130,11 +124,25 @@ class Softmax(torch.nn.Module):
 
     def __init__(self, logits):
         super().__init__()
-        self.logits = torch.nn.Parameter(torch.tensor(logits, dtype=torch.float64))
-        self.config = type("Config", (), {"_attn_implementation": "eager"})
+        self.head = torch.nn.Linear(1, 3, bias=False, dtype=torch.float64)
+        self.head.weight.data = torch.tensor(logits, dtype=torch.float64)[:, None]
+        self.config = SimpleNamespace(_attn_implementation="sdpa", hidden_size=1)
+        self.base_model = Ones(self.config)
 
-    def forward(self, input_ids, attention_mask=None, use_cache=None):
-        return type("Output", (), {"logits": self.logits.expand(*input_ids.shape, 3)})
+    def get_output_embeddings(self):
+        return self.head
+
+
+class Ones:
+    """A trunk whose hidden states are all 1."""
+
+    dtype, device = torch.float64, torch.device("cpu")
+
+    def __init__(self, config):
+        self.config = config
+
+    def __call__(self, input_ids, **_):
+        return SimpleNamespace(last_hidden_state=torch.ones(*input_ids.shape, 1, dtype=torch.float64))
 
 
 def test_a_case_by_hand():
@@ -143,7 +151,7 @@ def test_a_case_by_hand():
     G = -(w s(0) - w s(1)) = 3/4 w, half of it from either side."""
     policy = Softmax([2.0, 2.0, 2.0])
     with torch.no_grad():
-        policy.logits.copy_(torch.tensor([0.5, 0.25, 0.25]).log())
+        policy.head.weight.copy_(torch.tensor([[0.5], [0.25], [0.25]]).log())
 
     def one_word(*words):
         ids = torch.tensor([[2, word] for word in words])
@@ -154,7 +162,7 @@ def test_a_case_by_hand():
         }
 
     v = alignment.nll_gradient(policy, [one_word(0)], alignment.parameters_of(policy))
-    assert v["logits"].tolist() == pytest.approx([-0.5, 0.25, 0.25])
+    assert v["head.weight"].flatten().tolist() == pytest.approx([-0.5, 0.25, 0.25])
     s = alignment.token_alignment(policy, one_word(0, 1), v)
     assert s.flatten().tolist() == pytest.approx([-3 / 8, 3 / 8])
     w = 0.15
@@ -181,7 +189,7 @@ def test_cosine_by_hand():
 
 
 def test_bad_input_is_one_line(case):
-    policy, pairs, final, _ = case(torch.float64, 4)
+    policy, _, final, _ = case(torch.float64, 4)
     parameters = alignment.parameters_of(policy)
     with pytest.raises(BadInput, match="reduction='total': expected sum or mean"):
         alignment.nll_gradient(policy, [final], parameters, reduction="total")
@@ -189,10 +197,20 @@ def test_bad_input_is_one_line(case):
         alignment.nll_gradient(policy, [], parameters)
     with pytest.raises(BadInput, match=r"containing 'layers\.99': none is trainable"):
         alignment.parameters_of(policy, "layers.99")
-    v = alignment.nll_gradient(policy, [final], parameters)
-    policy.config._attn_implementation = "sdpa"
-    with pytest.raises(BadInput, match="needs 'exact'"):
-        alignment.token_alignment(policy, pairs, v)
+
+
+def test_attention_is_written_out_for_the_forward_mode_pass_alone(case, monkeypatch):
+    policy, pairs, final, _ = case(torch.float64, 4)
+    v = alignment.nll_gradient(policy, [final], alignment.parameters_of(policy))
+    seen = []
+
+    def scored(model, batch):
+        seen.append(model.config._attn_implementation)
+        return token_log_probs(model, batch)
+
+    monkeypatch.setattr(alignment, "token_log_probs", scored)
+    alignment.token_alignment(policy, pairs, v)
+    assert seen == ["exact"] and policy.config._attn_implementation == "sdpa"
 
 
 def test_bfloat16_is_accumulated_in_float32(make_model, make_rows):

@@ -330,8 +330,8 @@ REACHED = {
     ),
     "a loose statement": (
         "attention.py",
-        "AttentionMaskInterface.register(ATTENTION, eager_mask)",
-        "AttentionMaskInterface.register(ATTENTION, sdpa_mask)",
+        "AttentionMaskInterface.register(WRITTEN_OUT, eager_mask)",
+        "AttentionMaskInterface.register(WRITTEN_OUT, sdpa_mask)",
         LOAD_MODELS,  # Base is everyone's parent
     ),
 }  # fmt: skip

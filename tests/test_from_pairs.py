@@ -76,7 +76,7 @@ def ours(policy, rows, reference, beta, pad):
 
 
 @pytest.mark.parametrize(("architecture", "rank"), MODELS)
-def test_the_surrogate_has_the_gradient_of_the_loss(architecture, rank, setup, tokenizer):
+def test_the_surrogate_has_the_gradient_of_the_loss(architecture, rank, setup, tokenizer, exact_norm):
     policy, rows, reference = setup(architecture, rank)
     batch, proxy, loss, margins = ours(policy, rows, reference, 0.7, tokenizer.pad_token_id)
     got = gradients(policy, proxy)
@@ -156,7 +156,7 @@ class Float64Head:
 @pytest.mark.parametrize("tolerance", [1e-5, 1e-10])
 @pytest.mark.parametrize(("architecture", "rank"), MODELS)
 def test_one_batch_is_trls(
-    architecture, rank, tolerance, setup, make_model, make_pairs, tokenizer, tmp_path, monkeypatch
+    architecture, rank, tolerance, setup, make_model, make_pairs, tokenizer, tmp_path, monkeypatch, exact_norm
 ):
     if tolerance < 1e-6:
         monkeypatch.setattr("trl.trainer.utils._ChunkedLogProbFunction", Float64Head)
@@ -308,6 +308,30 @@ def test_every_update_draws_dropout_of_its_own(setup, train, monkeypatch):
     monkeypatch.setattr(from_pairs, "token_log_probs", watched)
     log = train(*setup(rank=2, dropout=0.3, n=16))
     assert len(set(drawn)) == len(drawn) == len(log) == 4
+
+
+@pytest.mark.parametrize(("architecture", "rank"), MODELS)
+def test_activation_checkpointing_changes_memory_and_no_number(architecture, rank, setup, train):
+    ends = []
+    for recompute in (False, True):
+        policy, rows, reference = setup(architecture, rank, dropout=0.2 if rank else 0.0)
+        log = train(policy, rows, reference, replace(SETTINGS, activation_checkpointing=recompute))
+        ends.append((log, weights(policy)))
+    assert ends[0][0] == ends[1][0]
+    close(ends[1][1], ends[0][1], rtol=0, atol=0)
+
+
+def test_micro_batches_are_of_like_length(setup, train, monkeypatch):
+    seen = []
+
+    def watched(model, batch):
+        seen.append(int(batch["attention_mask"].sum()))
+        return token_log_probs(model, batch)
+
+    monkeypatch.setattr(from_pairs, "token_log_probs", watched)
+    policy, rows, reference = setup(n=8)
+    train(policy, rows, reference, replace(SETTINGS, batch_size=8, micro_batch_size=2, epochs=1))
+    assert len(seen) == 4 and seen == sorted(seen) and seen[0] < seen[-1]
 
 
 def test_training_leaves_the_global_generator_alone_and_the_model_in_eval(setup, train):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from preflab.attention import ATTENTION
+from preflab.attention import WRITTEN_OUT
 from preflab.data import worlds
 from preflab.errors import BadInput
 from preflab.generation import generate
@@ -55,7 +55,7 @@ def test_written_out_attention_is_the_fused_one(key_value_heads):
     for dtype, tolerance in ((torch.float64, 1e-6), (torch.bfloat16, 0.05)):
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            model = AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION, dtype=dtype).eval()
+            model = AutoModelForCausalLM.from_config(config, attn_implementation=WRITTEN_OUT, dtype=dtype).eval()
         ours = model(ids, attention_mask=mask).logits[mask.bool()]
         model.set_attn_implementation("sdpa")
         theirs = model(ids, attention_mask=mask).logits[mask.bool()]

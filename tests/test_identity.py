@@ -295,6 +295,7 @@ def test_the_recording_sees_functions_classes_methods_and_closures():
 INCIDENTALS = {
     ("Hardware", "workers"),
     ("PairTraining", "checkpoint_every"),
+    ("PairTraining", "activation_checkpointing"),
     ("SampleTraining", "checkpoint_every"),
     ("Alignment", "replay"),
     ("Measurement", "snapshots"),
@@ -650,6 +651,7 @@ PARAMETERS = {  # of notebook 02: another value, and what it makes other
     ("hardware.device", "auto"): set(),
     ("hardware.dtype", "float32"): {"base"},
     ("hardware.workers", 2): set(),
+    ("hardware.scoring", "bfloat16"): {"base"},
     ("base.architecture", "llama"): {"base"},
     ("base.hidden_size", 32): {"base"},
     ("base.layers", 2): {"base"},
@@ -673,9 +675,10 @@ PARAMETERS = {  # of notebook 02: another value, and what it makes other
     }.items()},
     **{(f"pair_training.{name}", value): {"dpo"} for name, value in {
         "learning_rate": 1e-3, "batch_size": 4, "micro_batch_size": 4, "epochs": 2, "warmup_share": 0.1,
-        "weight_decay": 0.1, "max_grad_norm": 2.0,
+        "weight_decay": 0.1, "adam_beta2": 0.99, "max_grad_norm": 2.0,
     }.items()},
     ("pair_training.checkpoint_every", 1): set(),
+    ("pair_training.activation_checkpointing", True): set(),
     **{(f"sample_training.{name}", value): {"ppo"} for name, value in {
         "iterations": 3, "batch_size": 16, "minibatch_size": 8, "micro_batch_size": 8, "epochs": 1,
         "learning_rate": 1e-4, "warmup_share": 0.1, "max_grad_norm": 2.0,

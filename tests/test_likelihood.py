@@ -12,7 +12,16 @@ from trl import DPOConfig, DPOTrainer
 
 from preflab.errors import BadInput
 from preflab.hardware import resolve_device, resolve_dtype
-from preflab.likelihood import collate, completion_entropy, encode_pairs, pair_log_probs, token_log_probs
+from preflab.likelihood import (
+    collate,
+    encode_pairs,
+    on_responses,
+    pair_log_probs,
+    response_states,
+    states_log_probs_and_entropy,
+    token_log_probs,
+    trunk_of,
+)
 from preflab.models import Lora, Shape, load_model, load_trained, save_model, tiny_model, trainable, unwrap
 from preflab.tokenizers import bpe_tokenizer, load_tokenizer
 
@@ -208,14 +217,18 @@ def test_entropy_is_that_of_the_distribution_before_each_response_token(make_mod
     model, batch = make_model(), collate(make_rows(2), tokenizer.pad_token_id, CPU)
     with torch.no_grad():
         logits = model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-    found = completion_entropy(logits, batch)
+        states = response_states(trunk_of(model), batch)
+        log_probs, entropy = states_log_probs_and_entropy(model, states, batch)
+        model.get_output_embeddings().weight.zero_()
+        _, even = states_log_probs_and_entropy(model, states, batch)
+    found = on_responses(entropy, batch)
+    torch.testing.assert_close(on_responses(log_probs, batch), token_log_probs(make_model(), batch).detach())
     assert found.shape == batch["input_ids"][:, 1:].shape
     for row, t in ((row, t) for row in range(4) for t in range(found.shape[1])):
         p = logits[row, t].softmax(-1)
         expected = float(-(p * p.log()).sum()) if batch["completion_mask"][row, t + 1] else 0
         assert float(found[row, t]) == pytest.approx(expected, rel=1e-10)
-    even = completion_entropy(torch.zeros_like(logits), batch)
-    assert float(even.max()) == pytest.approx(math.log(logits.shape[-1]))
+    assert even.tolist() == pytest.approx([math.log(logits.shape[-1])] * len(even))
 
 
 def test_a_shape_of_no_architecture_is_refused():

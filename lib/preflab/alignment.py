@@ -7,7 +7,7 @@
 (Eq. 3 of arXiv 2512.00778.) G > 0: a step of gradient descent on the component makes the final responses
 more likely. One backward pass gives v and one forward-mode pass gives s for every token, so that G of any
 component of any weighting, down to single pairs and tokens, is a masked sum. The obvious way needs a
-backward pass per component. Forward-mode AD needs attention that is written out (`models.exact_attention`).
+backward pass per component. Forward-mode AD needs attention that is written out (`attention.exact_attention`).
 """
 
 import re
@@ -18,7 +18,7 @@ from torch.autograd import forward_ad
 from torch.func import functional_call
 from transformers import PreTrainedModel
 
-from preflab.attention import ATTENTION
+from preflab.attention import written_out
 from preflab.errors import BadInput
 from preflab.hardware import precise
 from preflab.likelihood import token_log_probs
@@ -95,29 +95,27 @@ def token_alignment(model: PreTrainedModel, batch: dict[str, torch.Tensor], v: G
     """s: the derivative of every response token's log-prob along v, in one forward-mode pass.
 
     (n, seq - 1), zero off the response. Its memory is that of a forward pass: give it as many sequences
-    at once as fit, and s of all is the concatenation. Raises BadInput for a model with fused attention.
+    at once as fit, and s of all is the concatenation.
     """
-    attention = model.config._attn_implementation
-    if attention not in (ATTENTION, "eager"):
-        raise BadInput(f"attention {attention!r}: forward-mode AD needs {ATTENTION!r} or 'eager'")
     parameters = dict(model.named_parameters())
     # A tensor without a tangent meets one with it on torch's slow path; rotary frequencies would, in every layer.
     frequencies = {name: b for name, b in model.named_buffers() if b.is_floating_point()}
-    with forward_ad.dual_level():
+    with forward_ad.dual_level(), written_out(model):
         moving = {n: forward_ad.make_dual(parameters[n].detach(), g.to(parameters[n].dtype)) for n, g in v.items()}
         moving |= {n: forward_ad.make_dual(b, torch.zeros_like(b)) for n, b in frequencies.items()}
-        log_probs = token_log_probs(_Functional(model, moving), batch)
-        return forward_ad.unpack_dual(log_probs).tangent
+        moving = {f"model.{name}": dual for name, dual in moving.items()}
+        return forward_ad.unpack_dual(functional_call(_Scored(model), moving, (batch,))).tangent
 
 
-class _Functional:
-    """A model called with some of its parameters replaced."""
+class _Scored(torch.nn.Module):
+    """`token_log_probs` as a module, so that `functional_call` can replace the parameters of its model."""
 
-    def __init__(self, model: PreTrainedModel, replaced: dict[str, torch.Tensor]):
-        self.model, self.replaced = model, replaced
+    def __init__(self, model: PreTrainedModel):
+        super().__init__()
+        self.model = model
 
-    def __call__(self, *args, **kwargs):
-        return functional_call(self.model, self.replaced, args, kwargs)
+    def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        return token_log_probs(self.model, batch)
 
 
 def alignment(c: torch.Tensor, s: torch.Tensor, components: Mapping[str, torch.Tensor], n: int) -> dict[str, float]:

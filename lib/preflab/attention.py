@@ -1,10 +1,25 @@
-"""Attention that is written out: forward-mode AD needs that."""
+"""Attention: torch's fused one to train, sample and score; one that is written out where forward-mode AD needs it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
-from transformers import AttentionInterface
+from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
-ATTENTION = "exact"  # the name under which transformers knows the function below
+FUSED = "sdpa"
+WRITTEN_OUT = "exact"  # the name under which transformers knows the function below
+
+
+@contextmanager
+def written_out(model: PreTrainedModel) -> Iterator[None]:
+    """A context in which the model's attention is `exact_attention`."""
+    before = model.config._attn_implementation
+    model.config._attn_implementation = WRITTEN_OUT
+    try:
+        yield
+    finally:
+        model.config._attn_implementation = before
 
 
 def exact_attention(
@@ -35,5 +50,5 @@ def exact_attention(
     return (weights @ value).transpose(1, 2).contiguous(), weights
 
 
-AttentionInterface.register(ATTENTION, exact_attention)
-AttentionMaskInterface.register(ATTENTION, eager_mask)
+AttentionInterface.register(WRITTEN_OUT, exact_attention)
+AttentionMaskInterface.register(WRITTEN_OUT, eager_mask)

@@ -1,5 +1,6 @@
 """Where and how precisely things are computed: device, dtype, threads. Decided here and nowhere else."""
 
+import os
 from dataclasses import replace
 from typing import Literal
 
@@ -14,8 +15,9 @@ class Hardware:
     """Section `hardware`."""
 
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    dtype: Literal["float32", "float64", "bfloat16"] = "float32"
+    dtype: Literal["float32", "float64", "bfloat16"] = "float32"  # of models that train and speak
     workers: Count = incidental(2)  # processes that train or measure at the same time; 1 on a GPU
+    scoring: Literal["float32", "float64", "bfloat16"] = "float32"  # of models that are measured, if it is finer
 
     def resolved(self) -> "Hardware":
         """With the device that "auto" stands for on this machine. Raises BadInput as `resolve_device`."""
@@ -28,6 +30,11 @@ class Hardware:
     @property
     def torch_dtype(self) -> torch.dtype:
         return resolve_dtype(self.dtype)
+
+    @property
+    def scoring_dtype(self) -> torch.dtype:
+        """Of log-probs and gradients that are reported: bfloat16 alone would blur a margin by tenths of a nat."""
+        return torch.promote_types(self.torch_dtype, resolve_dtype(self.scoring))
 
 
 def resolve_device(device: str) -> torch.device:
@@ -48,10 +55,11 @@ def resolve_dtype(dtype: str) -> torch.dtype:
     return getattr(torch, dtype)
 
 
-def one_thread() -> None:
-    """One thread a process. Sums, and so results, must not depend on how many cores a machine has, and matrices
-    this small gain little from more threads."""
-    torch.set_num_threads(1)
+def share_cores(workers: int, tiny: bool) -> None:
+    """One thread a process for tiny models: their matrices gain little from more, and their sums, and so the results,
+    do not depend on how many cores a machine has. The workers of a real model share all cores."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    torch.set_num_threads(1 if tiny else max(1, cores // workers))
 
 
 def device_name(device: str) -> str:

@@ -4,15 +4,18 @@ A *completion mask* m (batch, seq) is 1 on response tokens. Everything per token
 one: entry [i, t] speaks of token t + 1, shape (batch, seq - 1), and is 0 off the response.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from datasets import Dataset
+from peft import PeftModel
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from preflab.errors import BadInput
+from preflab.layout import Batch, layout
 
 
 def encode_pairs(pairs: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> tuple[list[dict], int]:
@@ -43,7 +46,7 @@ def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
-def collate(rows: list[dict], pad_token_id: int, device: torch.device) -> dict[str, torch.Tensor]:
+def collate(rows: list[dict], pad_token_id: int, device: torch.device) -> Batch:
     """TRL's batch: n chosen rows above n rejected rows, right-padded. (2n, seq) input_ids,
     attention_mask, completion_mask."""
     batch = DataCollatorForPreference(pad_token_id)(rows)
@@ -59,26 +62,75 @@ def collate_responses(
     return {name: tensor[: len(samples)] for name, tensor in batch.items()}
 
 
-def token_log_probs(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+def token_log_probs(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
     """log pi(y_t | x, y_<t) on response tokens, 0 elsewhere: (batch, seq - 1), at least float32."""
-    logits = model(batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
-    return completion_log_probs(logits, batch)
+    return on_responses(states_log_probs(model, response_states(trunk_of(model), batch), batch), batch)
 
 
-def completion_log_probs(logits: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """`token_log_probs` from the model's logits, (batch, seq, vocab)."""
-    chosen = _log_softmax(logits).gather(-1, batch["input_ids"][:, 1:, None]).squeeze(-1)
-    return chosen.masked_fill(batch["completion_mask"][:, 1:] == 0, 0.0)
+def trunk_of(model: PreTrainedModel) -> PreTrainedModel:
+    """The model without its head, adapters included."""
+    return (model.get_base_model() if isinstance(model, PeftModel) else model).base_model
 
 
-def completion_entropy(logits: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Entropy in nats of the distribution that each response token was drawn from, (batch, seq - 1)."""
-    log_probs = _log_softmax(logits)
-    return -(log_probs.exp() * log_probs).sum(-1) * batch["completion_mask"][:, 1:]
+def response_states(trunk: PreTrainedModel, batch: Batch) -> torch.Tensor:
+    """The last hidden states that predict response tokens: (tokens, width), row by row."""
+    laid = layout(batch, trunk)
+    hidden = trunk(**laid.inputs, use_cache=False).last_hidden_state
+    return hidden.flatten(0, 1)[laid.predicts]
 
 
-def _log_softmax(logits: torch.Tensor) -> torch.Tensor:
-    return torch.log_softmax(logits[:, :-1].to(torch.promote_types(logits.dtype, torch.float32)), dim=-1)
+def states_log_probs(model: PreTrainedModel, states: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """log pi of every response token from the states that predict it, (tokens,)."""
+    (log_probs,) = _from_logits(model, states, batch, _chosen)
+    return log_probs
+
+
+def states_log_probs_and_entropy(
+    model: PreTrainedModel, states: torch.Tensor, batch: Batch
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Beside it the entropy in nats of the distribution that each response token was drawn from: (tokens,) each."""
+    return _from_logits(model, states, batch, _chosen, _entropy)
+
+
+def on_responses(values: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """A number for each response token, (tokens,), at its place in (batch, seq - 1); 0 elsewhere."""
+    mask = batch["completion_mask"][:, 1:].bool()
+    return values.new_zeros(mask.shape).masked_scatter(mask, values)
+
+
+LOGITS_AT_ONCE = 2**24  # 64 MB in float32; a real model's vocabulary makes of every token as many logits
+
+
+def _from_logits(model: PreTrainedModel, states: torch.Tensor, batch: Batch, *read) -> tuple[torch.Tensor, ...]:
+    """What some functions read off the log-softmax of the logits, chunk by chunk.
+
+    More logits than LOGITS_AT_ONCE never exist at the same time: a backward pass computes those of a chunk again.
+    """
+    head = model.get_output_embeddings()
+    chosen = batch["input_ids"][:, 1:][batch["completion_mask"][:, 1:].bool()]
+
+    def of(some: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        logits = head(some)
+        log_probs = torch.log_softmax(logits, -1, dtype=torch.promote_types(logits.dtype, torch.float32))
+        return tuple(function(log_probs, tokens) for function in read)
+
+    size = max(1, LOGITS_AT_ONCE // head.weight.shape[0])
+    if len(states) <= size:
+        return of(states, chosen)
+    again = torch.is_grad_enabled()
+    parts = [
+        checkpoint(of, some, tokens, use_reentrant=False) if again else of(some, tokens)
+        for some, tokens in zip(states.split(size), chosen.split(size), strict=True)
+    ]
+    return tuple(torch.cat(column) for column in zip(*parts, strict=True))
+
+
+def _chosen(log_probs: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    return log_probs.gather(-1, tokens[:, None]).squeeze(-1)
+
+
+def _entropy(log_probs: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    return -(log_probs.exp() * log_probs).sum(-1)
 
 
 @dataclass(frozen=True)
@@ -97,16 +149,18 @@ def pair_log_probs(model: PreTrainedModel, rows: list[dict], pad_token_id: int, 
     was_training = model.training
     model.eval()
     sums, counts = [], []
-    for some in _chunks(rows, batch_size):
-        batch = collate(some, pad_token_id, model.device)
+    order = by_length(rows)
+    for start in range(0, len(rows), batch_size):
+        batch = collate([rows[i] for i in order[start : start + batch_size]], pad_token_id, model.device)
         log_probs = token_log_probs(model, batch).sum(1)
         sums.append(torch.stack(log_probs.chunk(2)).cpu().double())  # (2, n)
         counts.append(torch.stack(batch["completion_mask"][:, 1:].sum(1).chunk(2)).cpu().double())
     model.train(was_training)
-    (chosen, rejected), (chosen_tokens, rejected_tokens) = torch.cat(sums, 1), torch.cat(counts, 1)
+    back = torch.tensor(order).argsort()
+    (chosen, rejected), (chosen_tokens, rejected_tokens) = torch.cat(sums, 1)[:, back], torch.cat(counts, 1)[:, back]
     return PairLogProbs(chosen, rejected, chosen_tokens, rejected_tokens)
 
 
-def _chunks(rows: list, size: int) -> Iterator[list]:
-    for start in range(0, len(rows), size):
-        yield rows[start : start + size]
+def by_length(rows: Sequence[dict]) -> list[int]:
+    """The order of encoded pairs from the shortest to the longest: batches of neighbours have little padding."""
+    return sorted(range(len(rows)), key=lambda i: sum(len(ids) for ids in rows[i].values()))

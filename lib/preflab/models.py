@@ -13,7 +13,7 @@ from pydantic import Field
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, GPTNeoXConfig, LlamaConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from preflab.attention import ATTENTION
+from preflab.attention import FUSED
 from preflab.errors import BadInput, first_line
 from preflab.settings import Count, Share, settings
 
@@ -55,7 +55,7 @@ def tiny_model(config: Shape, tokenizer: PreTrainedTokenizerBase, seed: int) -> 
     hf_config = {"gpt_neox": GPTNeoXConfig, "llama": LlamaConfig}[config.architecture](**shape)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # transformers initialises from the global generator
-        model = AutoModelForCausalLM.from_config(hf_config, attn_implementation=ATTENTION, dtype=torch.float32)
+        model = AutoModelForCausalLM.from_config(hf_config, attn_implementation=FUSED, dtype=torch.float32)
     return model.eval()
 
 
@@ -73,7 +73,7 @@ def load_model(
             name,
             revision=revision,
             dtype=dtype,
-            attn_implementation=ATTENTION,
+            attn_implementation=FUSED,
             use_safetensors=True,
             trust_remote_code=False,
             **config,

@@ -66,6 +66,7 @@ from torch.autograd import forward_ad
 from torch.func import functional_call
 
 from preflab import alignment, measured, rewards, weightings
+from preflab.attention import written_out
 from preflab.claims import table as table_of
 from preflab.claims import withheld
 from preflab.claims.dynamics import Curves, dynamics_claims
@@ -73,7 +74,7 @@ from preflab.experiments.dynamics import logged
 from preflab.figures import dynamics as plots
 from preflab.generation import decode, sample
 from preflab.judging import as_table, counted
-from preflab.likelihood import collate, collate_responses, completion_log_probs, token_log_probs
+from preflab.likelihood import collate, collate_responses, token_log_probs
 from preflab.methods.method import Scored
 from preflab.models import unwrap
 from preflab.running.parallel import parallel
@@ -177,12 +178,14 @@ print(f"NLL {nll.mean():.2f} nats, |v| = {sum(g.square().sum() for g in gradient
 # once.
 
 # %%
-with torch.no_grad(), forward_ad.dual_level():
+inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "use_cache": False}
+following = batch["input_ids"][:, 1:, None]  # (8, seq - 1, 1): the tokens that are predicted
+with torch.no_grad(), forward_ad.dual_level(), written_out(policy):  # forward mode needs attention in plain operations
     moving = {n: forward_ad.make_dual(p.detach(), v[n]) for n, p in parameters.items()}  # theta, with the tangent v
-    inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "use_cache": False}
     logits = functional_call(policy, moving, kwargs=inputs).logits  # (8, seq, vocabulary), with tangents
-    log_probs = completion_log_probs(logits, batch)  # (8, seq - 1), with tangents, 0 off the response
-    s = forward_ad.unpack_dual(log_probs).tangent  # (8, seq - 1): the derivative of each log-prob along v
+    log_probs = torch.log_softmax(logits[:, :-1], -1).gather(-1, following).squeeze(-1)  # (8, seq - 1)
+    s = forward_ad.unpack_dual(log_probs).tangent  # the derivative of each log-prob along v
+s = s * batch["completion_mask"][:, 1:]  # 0 off the response
 
 # %% [markdown]
 # The library's `token_alignment` does the same:

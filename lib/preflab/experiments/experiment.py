@@ -34,6 +34,11 @@ class Parameters(BaseModel):
     name: Name
     hardware: Hardware = Hardware()
 
+    @property
+    def tiny(self) -> bool:
+        """Whether its models are tiny ones."""
+        return True
+
     @classmethod
     def from_notebook(cls, names: Mapping[str, Any]) -> Self:
         """Check a notebook's globals right after its parameters cell: `from_notebook(globals())`.
@@ -124,7 +129,7 @@ class Experiment(Parameters):
     def _possible(self) -> Self:
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds={self.seeds}: expected different numbers")
-        if self.base.sft_source and self.base.model == TINY:
+        if self.base.sft_source and self.tiny:
             raise ValueError(
                 f"base.sft_source={self.base.sft_source!r}: expected none for base.model='tiny', "
                 "which speaks its own data"
@@ -138,8 +143,12 @@ class Experiment(Parameters):
         for source, objective in self.sources():
             if found[source]:
                 found[source].objective(objective)
-        if self.base.model == TINY and len({world is None for world in found.values()}) > 1:
+        if self.tiny and len({world is None for world in found.values()}) > 1:
             raise BadInput("one tiny model cannot carry worlds and other sources, expected one kind")
+
+    @property
+    def tiny(self) -> bool:
+        return self.base.model == TINY
 
     def located(self, source: str) -> str:
         """A source whose `files:` path is absolute; a relative one begins at `data`, and that at the checkout."""
@@ -150,7 +159,7 @@ class Experiment(Parameters):
     def base_model(self) -> Base:
         """The stage that every other one begins with."""
         corpus = ()
-        if self.base.model == TINY and world_of(self.sources()[0][0]) is None:
+        if self.tiny and world_of(self.sources()[0][0]) is None:
             corpus = tuple(PairSource(self.located(s), o, self.revision).train_pairs(0) for s, o in self.sources())
         settings = self.base
         if settings.sft_source:

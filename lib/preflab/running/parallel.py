@@ -1,4 +1,4 @@
-"""Work spread over processes, one thread each, and a line that shows how far it is."""
+"""Work spread over processes, and a line that shows how far it is."""
 
 import multiprocessing
 import os
@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
-from preflab.hardware import one_thread
+import torch
+
 from preflab.progress import note, show_with
 from preflab.running.cache import Cache
 from preflab.running.quiet import quiet
@@ -40,7 +41,7 @@ def parallel(phases: Phases, workers: int) -> None:
 
 def _pool(workers: int) -> ProcessPoolExecutor:
     context = multiprocessing.get_context("spawn")
-    start = (store().root, _progress_file[0] if _progress_file else None, os.getpid())
+    start = (store().root, _progress_file[0] if _progress_file else None, os.getpid(), torch.get_num_threads())
     return ProcessPoolExecutor(workers, context, _start_worker, start)
 
 
@@ -57,9 +58,9 @@ def _done(jobs: list[Job], pool: ProcessPoolExecutor | None) -> Iterator[Job]:
         yield futures[future]
 
 
-def _start_worker(cache: Path, progress: Path | None, parent: int) -> None:
+def _start_worker(cache: Path, progress: Path | None, parent: int, threads: int) -> None:
     quiet()
-    one_thread()
+    torch.set_num_threads(threads)
     keep_in(Cache(cache))
     if progress:
         show_progress_in(progress)

@@ -27,7 +27,7 @@ from preflab.errors import BadInput
 from preflab.experiments import EXPERIMENTS
 from preflab.experiments.experiment import Parameters
 from preflab.figures import theme
-from preflab.hardware import device_name, one_thread
+from preflab.hardware import device_name, share_cores
 from preflab.paths import project_root, results_root
 from preflab.running.cache import Cache
 from preflab.running.identity import digest
@@ -39,9 +39,9 @@ from preflab.stages.stage import keep_in
 
 
 def start(parameters: Parameters) -> "Run":
-    """What every notebook begins with: quiet libraries, one thread, the one cache, one look for figures."""
+    """What every notebook begins with: quiet libraries, its share of the cores, the one cache, one look for figures."""
     quiet()
-    one_thread()
+    share_cores(parameters.hardware.workers, parameters.tiny)
     theme()
     pd.options.display.max_colwidth = None
     keep_in(Cache(results_root() / "cache"))

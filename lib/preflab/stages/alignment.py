@@ -22,7 +22,8 @@ from transformers import PreTrainedModel
 from preflab import alignment
 from preflab.generation import Sample
 from preflab.hardware import precise
-from preflab.likelihood import collate_responses, completion_log_probs, pair_log_probs
+from preflab.layout import Batch
+from preflab.likelihood import collate_responses, pair_log_probs, token_log_probs
 from preflab.measured import PARTS, SIGNS, Measured
 from preflab.settings import Count, NotNegative, incidental, settings
 from preflab.stages.answers import AnswersStage
@@ -31,7 +32,7 @@ from preflab.stages.reference import SCORING_BATCH, ReferenceLogProbs
 from preflab.stages.snapshots import Snapshots
 from preflab.stages.stage import Stage
 from preflab.stages.training import Training
-from preflab.training.rollout import Batch, Values, evaluate, rows_of
+from preflab.training.rollout import Values, rows_of
 from preflab.weightings import sign_components
 
 if TYPE_CHECKING:
@@ -224,7 +225,7 @@ class _Meter:
         for rows in torch.arange(self.probe.n, device=policy.device).split(size):
             batch, mask = rows_of(rollout.batch, rows), rollout.mask[rows]
             with torch.no_grad():
-                log_probs = completion_log_probs(evaluate(policy, None, batch)[0], batch)
+                log_probs = token_log_probs(policy, batch)
             c, *_ = method.clipped_weighting(log_probs, rollout.log_probs[rows], rollout.advantages[rows], mask)
             c = c + method.kl_in_loss(log_probs, rollout.reference_log_probs[rows], mask)
             s = alignment.token_alignment(policy, batch, v)

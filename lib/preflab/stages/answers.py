@@ -110,10 +110,10 @@ class Texts(Stage):
 
 
 @contextmanager
-def policy_of(training: Training | None, base: Base) -> Iterator[PreTrainedModel]:
+def policy_of(training: Training | None, base: Base, scoring: bool = False) -> Iterator[PreTrainedModel]:
     """The final policy of a run, or the base model where there is none."""
     if training is None:
-        yield base.load()
+        yield base.load(scoring)
         return
-    with training.final_policy() as policy:
+    with training.final_policy(scoring) as policy:
         yield policy

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
+import torch
 from datasets import Dataset
 from peft import PeftModel
 from pydantic import Field
@@ -71,16 +72,18 @@ class Base(Stage):
     def revision(self) -> str | None:
         return self.settings.revision if self.taken_as_it_is else None
 
-    def load(self) -> PreTrainedModel:
-        """The fixed model, loaded once a process. Nobody may change it."""
-        return _model(self.location, self.hardware, self.revision)
+    def load(self, scoring: bool = False) -> PreTrainedModel:
+        """The fixed model, loaded once a process. Nobody may change it. `scoring`: in the precision of what is
+        measured, which may be finer than what trains."""
+        dtype = self.hardware.scoring_dtype if scoring else self.hardware.torch_dtype
+        return _model(self.location, self.hardware.torch_device, dtype, self.revision)
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         return _tokenizer(self.location, self.revision)
 
-    def fresh_policy(self, lora: Lora, seed: int) -> PreTrainedModel | PeftModel:
+    def fresh_policy(self, lora: Lora, seed: int, scoring: bool = False) -> PreTrainedModel | PeftModel:
         """What training starts from: a fresh adapter on the base itself (`unwrap` it in the end), or a copy of it."""
-        model = self.load()
+        model = self.load(scoring)
         return trainable(model if lora.rank else copy.deepcopy(model), lora, seed)
 
     def fits(self, prompt: list[dict], reply: list[dict]) -> bool:
@@ -115,8 +118,8 @@ class Base(Stage):
 
 
 @lru_cache(maxsize=4)
-def _model(location: str, hardware: Hardware, revision: str | None) -> PreTrainedModel:
-    return load_model(location, hardware.torch_device, hardware.torch_dtype, revision)
+def _model(location: str, device: torch.device, dtype: torch.dtype, revision: str | None) -> PreTrainedModel:
+    return load_model(location, device, dtype, revision)
 
 
 @lru_cache(maxsize=4)

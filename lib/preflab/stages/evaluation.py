@@ -38,7 +38,7 @@ class Evaluation(Stage):
     def build(self, folder: Path) -> None:
         tokenizer = self.base.tokenizer()
         log_probs, samples = {}, []
-        with policy_of(self.training, self.base) as model:
+        with policy_of(self.training, self.base, scoring=True) as model:
             for pairs in self.held_out:
                 objective, rows = pairs.of.objective, pairs.encoded(self.base)
                 log_probs[objective] = pair_log_probs(model, rows, tokenizer.pad_token_id, SCORING_BATCH)

@@ -9,11 +9,12 @@ from accelerate import Accelerator
 from transformers import PreTrainedModel
 
 from preflab.hardware import precise
+from preflab.layout import Batch
 from preflab.likelihood import collate, pair_log_probs, token_log_probs
 from preflab.measured import PARTS
 from preflab.stages.reference import SCORING_BATCH, no_reference
 from preflab.stages.training import Training
-from preflab.training.rollout import Batch, Rollout, Values, collect, reference_of, rows_of
+from preflab.training.rollout import Rollout, Values, collect, reference_of, rows_of
 from preflab.weightings import Weights, sign_components
 
 SAME = 1e-4  # relative spread of weights below which they count as equal: a tertile would go by position
@@ -82,7 +83,7 @@ class PairsProbe:
         rows, pad = [encoded[i] for i in probe_rows(training, self.n)], base.tokenizer().pad_token_id
         log_probs = no_reference(len(rows))
         if training.method.reference:
-            log_probs = pair_log_probs(base.load(), rows, pad, SCORING_BATCH)
+            log_probs = pair_log_probs(base.load(scoring=True), rows, pad, SCORING_BATCH)
         of_both = torch.cat([log_probs.chosen, log_probs.rejected])
 
         def look(step: int, policy: PreTrainedModel, values: None, progress: float, log: dict) -> Probe:
@@ -113,7 +114,7 @@ class SamplesProbe:
         def look(step: int, policy: PreTrainedModel, values: Values | None, progress: float, log: dict) -> Probe:
             method = replace(training.method, kl_coefficient=log["kl_coefficient"])
             seed = [training.seed, step, 1]  # not the samples that training draws
-            reference = reference_of(policy, base.load())
+            reference = reference_of(policy, base.load(scoring=True))
             rollout = collect(policy, values, base.tokenizer(), asked, reference, reward, method, seed=seed, **how)
             kl = method.kl_in_loss(rollout.log_probs, rollout.reference_log_probs, rollout.mask)
             whole, of_rewards = (

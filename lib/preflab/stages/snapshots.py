@@ -42,7 +42,7 @@ class Snapshots(Stage):
         """`watch` every kept state, in order; the policy is one object and changes."""
         folder, steps = self.folder, self.load()  # first: training needs the base without this policy's adapter
         values = self.training.values()
-        policy = self.training.base.fresh_policy(self.training.lora, self.training.seed).eval()
+        policy = self.training.base.fresh_policy(self.training.lora, self.training.seed, scoring=True).eval()
         try:
             for step in steps:
                 kept = load_file(folder / f"{step:06d}.safetensors")

@@ -83,11 +83,10 @@ class Training(Stage):
         return json.loads((self.folder / "history.json").read_text())
 
     @contextmanager
-    def final_policy(self) -> Iterator[PreTrainedModel]:
+    def final_policy(self, scoring: bool = False) -> Iterator[PreTrainedModel]:
         """The final policy, in evaluation mode; an adapter leaves the base when the context ends."""
-        hardware = self.base.hardware
-        folder = self.folder / "model"
-        model = load_trained(folder, self.base.load(), hardware.torch_device, hardware.torch_dtype)
+        base, folder = self.base.load(scoring), self.folder / "model"
+        model = load_trained(folder, base, base.device, base.dtype)
         try:
             yield model
         finally:

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from preflab.errors import BadInput
-from preflab.likelihood import PairLogProbs, collate, token_log_probs
+from preflab.likelihood import PairLogProbs, by_length, collate, token_log_probs
 from preflab.live import Live, smoothed
 from preflab.methods.method import PairMethod
 from preflab.rules import Plain, Rule
@@ -28,7 +28,8 @@ class PairTraining:
 
     learning_rate: Positive = 3e-4
     batch_size: Count = 16  # pairs an update, over all processes
-    micro_batch_size: Count = 16  # pairs a forward pass
+    micro_batch_size: Count = 16  # pairs a forward pass; pairs of like length go together
+    activation_checkpointing: bool = incidental(False)  # less memory, a third more time, the same numbers
     epochs: Count = 1
     warmup_share: Share = 0.05  # of the updates; then linear to zero
     weight_decay: NotNegative = 0.0
@@ -82,6 +83,8 @@ def train_on_pairs(
     seen = history[-1].live if history else None
     job = _Job(model, tokenizer, rows, reference, method, settings, rule)
     model.train()
+    if settings.activation_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
     for step in range(len(history), len(schedule)):
         set_learning_rate(optimizer, settings.learning_rate * lr_factor(step, len(schedule), settings.warmup_share))
         with torch.random.fork_rng():
@@ -96,6 +99,7 @@ def train_on_pairs(
         due = (step + 1) % settings.checkpoint_every == 0 and step + 1 < len(schedule)
         if checkpoint and due and accelerator.is_main_process:
             save_checkpoint(checkpoint, parameters, optimizer, {"history": [vars(entry) for entry in history]})
+    model.gradient_checkpointing_disable()
     model.eval()
     return history
 
@@ -132,7 +136,8 @@ class _Job:
     ) -> StepLog:
         """Gradient of the mean loss over one batch, left in .grad, clipped; micro-batches go round the processes."""
         size = self.settings.micro_batch_size
-        micro = [indices[i : i + size] for i in range(0, len(indices), size)]
+        sorted_ = indices[by_length([self.rows[i] for i in indices])] if size < len(indices) else indices
+        micro = [sorted_[i : i + size] for i in range(0, len(indices), size)]
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         totals = torch.zeros(3, device=self.model.device, dtype=torch.promote_types(self.model.dtype, torch.float32))
         zero_gradients(parameters)

@@ -28,7 +28,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from preflab.errors import BadInput
 from preflab.hardware import precise
-from preflab.likelihood import completion_log_probs
 from preflab.live import Live, smoothed
 from preflab.methods.method import SampleMethod
 from preflab.rewards import Reward
@@ -231,8 +230,7 @@ def _gradient(policy, values, rollout: Rollout, indices, method: SampleMethod, s
     for rows in micro[accelerator.process_index :: accelerator.num_processes]:
         rows = torch.as_tensor(rows, device=policy.device)
         batch, mask = rows_of(rollout.batch, rows), rollout.mask[rows]
-        logits, v = evaluate(policy, values, batch)
-        log_probs = completion_log_probs(logits, batch)
+        log_probs, v = evaluate(policy, values, batch)
         old = rollout.log_probs[rows]
         c, loss, clipped = method.clipped_weighting(log_probs, old, rollout.advantages[rows], mask)  # detail 8
         c = c + method.kl_in_loss(log_probs, rollout.reference_log_probs[rows], mask)

@@ -12,12 +12,20 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from preflab.generation import Sample, sample
-from preflab.likelihood import collate_responses, completion_entropy, completion_log_probs, token_log_probs
+from preflab.layout import Batch
+from preflab.likelihood import (
+    collate_responses,
+    on_responses,
+    response_states,
+    states_log_probs,
+    states_log_probs_and_entropy,
+    token_log_probs,
+    trunk_of,
+)
 from preflab.methods.method import SampleMethod, Scored
 from preflab.rewards import Reward
 from preflab.training.processes import spread
 
-Batch = dict[str, torch.Tensor]
 Prompts = list[list[dict]]  # one list of messages each
 Reference = Callable[[Batch], torch.Tensor]  # token log-probs of the fixed reference, (n, seq - 1)
 
@@ -33,22 +41,22 @@ class Values(torch.nn.Module):
         for p in self.head.parameters():
             torch.nn.init.zeros_(p)  # detail 10: values start at 0, not at noise
 
-    def forward(self, batch: Batch, hidden: torch.Tensor | None) -> torch.Tensor:
-        """Value of the state before each response token: (batch, seq - 1), 0 off the response."""
+    def forward(self, batch: Batch, states: torch.Tensor) -> torch.Tensor:
+        """Value of the state before each response token: (batch, seq - 1), 0 off the response.
+
+        `states` are the policy's, (tokens, width).
+        """
         if self.trunk is not None:
-            hidden = self.trunk(batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
-        v = self.head(hidden).squeeze(-1)[:, :-1]
-        return v.to(torch.promote_types(v.dtype, torch.float32)) * batch["completion_mask"][:, 1:]
+            states = response_states(self.trunk, batch)
+        v = self.head(states).squeeze(-1)
+        return on_responses(v.to(torch.promote_types(v.dtype, torch.float32)), batch)
 
 
 def evaluate(policy: PreTrainedModel, values: Values | None, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits (batch, seq, vocab) and values (batch, seq - 1), in one pass of the policy; zeros without values."""
-    shared = values is not None and values.trunk is None
-    ids, mask = batch["input_ids"], batch["attention_mask"]
-    output = policy(ids, attention_mask=mask, use_cache=False, output_hidden_states=shared)
-    if values is None:
-        return output.logits, torch.zeros_like(ids[:, 1:], dtype=torch.promote_types(policy.dtype, torch.float32))
-    return output.logits, values(batch, output.hidden_states[-1] if shared else None)
+    """Token log-probs and values, (batch, seq - 1) each, in one pass of the policy; zeros without values."""
+    states = response_states(trunk_of(policy), batch)
+    log_probs = on_responses(states_log_probs(policy, states, batch), batch)
+    return log_probs, values(batch, states) if values else torch.zeros_like(log_probs)
 
 
 def reference_of(policy: PreTrainedModel, base: PreTrainedModel) -> Reference:
@@ -117,9 +125,10 @@ def collect(
 
     def look(start: int) -> torch.Tensor:
         part = rows_of(batch, slice(start, start + size))
-        logits, v = evaluate(policy, values, part)
-        of_tokens = completion_log_probs(logits, part), reference(part), v, completion_entropy(logits, part)
-        return torch.stack(of_tokens).cpu()
+        states = response_states(trunk_of(policy), part)
+        own, entropy = (on_responses(x, part) for x in states_log_probs_and_entropy(policy, states, part))
+        v = values(part, states) if values else torch.zeros_like(own)
+        return torch.stack([own, reference(part), v, entropy]).cpu()
 
     looked = torch.cat(spread(accelerator, starts, look), 1).to(policy.device)
     log_probs, reference_log_probs, v, entropy = looked
