@@ -27,7 +27,9 @@ BYTES = 4  # of a float32
 
 
 def dequantise(file: Path, folder: Path, facts: dict[str, Any] | None = None) -> None:
-    """Fill an existing, empty folder with the model of a GGUF file and its provenance, which begins with `facts`.
+    """Fill an existing, empty folder with the model of a GGUF file and its provenance.
+
+    `facts` are what the caller knows; they go into the provenance and stand over what the file says of itself.
 
     Raises BadInput for a file that is no GGUF or is cut off, for an architecture that transformers does not read, and
     for a disk that is full.
@@ -39,7 +41,7 @@ def dequantise(file: Path, folder: Path, facts: dict[str, Any] | None = None) ->
     with writing(folder), _without_bars():
         _plain(model).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        write_provenance(folder, {**(facts or {}), **about, "gguf": {"name": file.name, "sha256": sha256(file)}})
+        write_provenance(folder, {**about, **(facts or {}), "gguf": {"name": file.name, "sha256": sha256(file)}})
 
 
 def inspect(file: Path) -> dict[str, Any]:

