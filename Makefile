@@ -8,7 +8,7 @@ NAMES := $(basename $(notdir $(wildcard notebooks/src/*.py)))
 TRAINING := $(filter-out 90_benchmarks,$(NAMES))
 
 .DEFAULT_GOAL := help
-.PHONY: help env reproduce test test-library test-notebooks expected bench lab sync notebooks figures clean-cache
+.PHONY: help env reproduce test test-library test-notebooks expected bench model lab sync notebooks figures clean-cache
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -42,6 +42,9 @@ expected: env  ## Write the numbers of the smoke runs anew that the tests compar
 
 bench: env  ## Measure speeds against TRL and against plain autograd
 	$(BIN)/preflab run 90_benchmarks --profile $(PROFILE)
+
+model: env  ## Get the small pretrained model smollm2 to models/ (0.3 to 0.6 GB of disk)
+	$(BIN)/preflab model smollm2
 
 lab: env  ## Open the notebooks in JupyterLab
 	$(BIN)/jupyter lab notebooks

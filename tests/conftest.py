@@ -1,6 +1,9 @@
 """Tiny models, one thread, quiet libraries. Everything is built anew for each test."""
 
+import json
+
 import datasets
+import gguf
 import numpy as np
 import pytest
 import torch
@@ -12,7 +15,7 @@ from preflab.likelihood import encode_pairs
 from preflab.models import Lora, Shape, tiny_model, trainable
 from preflab.running.cache import Cache
 from preflab.stages.stage import keep_in
-from preflab.tokenizers import word_tokenizer
+from preflab.tokenizers import PLAIN_TEMPLATE, bpe_tokenizer, word_tokenizer
 
 
 def pytest_configure(config):
@@ -75,6 +78,68 @@ def exact_norm(monkeypatch):
         return norm.weight * hidden * torch.rsqrt(hidden.pow(2).mean(-1, keepdim=True) + norm.variance_epsilon)
 
     monkeypatch.setattr(LlamaRMSNorm, "forward", forward)
+
+
+@pytest.fixture
+def make_gguf(tmp_path):
+    """make_gguf(...): a tiny random Llama, and the same model written as a GGUF file, which the path is of."""
+
+    def make(name="tiny.gguf", architecture="llama", quantised=None, without=(), seed=0):
+        texts = ["how do i fix the old lamp at home ?", "use the wire . then test it ."]
+        tokenizer = bpe_tokenizer(texts, 300)
+        torch.manual_seed(seed)
+        shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+        shape |= {"intermediate_size": 64, "max_position_embeddings": 64, "vocab_size": len(tokenizer)}
+        ends = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+        config = transformers.LlamaConfig(**shape, **ends, tie_word_embeddings=True)
+        model = transformers.LlamaForCausalLM(config).eval()
+        write_gguf(tmp_path / name, model, tokenizer, architecture, quantised, without)
+        return tmp_path / name, model, tokenizer
+
+    return make
+
+
+def write_gguf(path, model, tokenizer, architecture, quantised, without):
+    """As llama.cpp's converter does it (convert_hf_to_gguf.py): its names of tensors, its order of rows of q and k."""
+    config, vocabulary = model.config, json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    writer = gguf.GGUFWriter(path, architecture)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(sorted(vocabulary["vocab"], key=vocabulary["vocab"].get))
+    special = set(tokenizer.all_special_ids)
+    writer.add_token_types([3 if i in special else 1 for i in range(len(tokenizer))])
+    writer.add_token_merges([" ".join(merge) for merge in vocabulary["merges"]])
+    writer.add_eos_token_id(config.eos_token_id)
+    writer.add_pad_token_id(config.pad_token_id)
+    writer.add_unk_token_id(tokenizer.unk_token_id)
+    writer.add_add_bos_token(False)
+    writer.add_chat_template(PLAIN_TEMPLATE)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
+    for name, tensor in model.state_dict().items():
+        short = names.get_name(name.removesuffix(".weight"))
+        if name == "lm_head.weight" or short in without:
+            continue
+        values = tensor.numpy()
+        for projection, n in heads.items():
+            if projection in name:
+                values = values.reshape(n, 2, len(values) // n // 2, -1).swapaxes(1, 2).reshape(values.shape)
+        if quantised and values.ndim == 2:
+            writer.add_tensor(f"{short}.weight", gguf.quants.quantize(values, quantised), raw_dtype=quantised)
+        else:
+            writer.add_tensor(f"{short}.weight", np.ascontiguousarray(values))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
 
 
 @pytest.fixture

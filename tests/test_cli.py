@@ -412,6 +412,25 @@ def test_a_folder_of_data_of_the_command_line_is_relative_to_the_working_folder(
     )
 
 
+def test_a_model_of_the_command_line_is_relative_to_the_working_folder_if_it_is_there(project, handed, monkeypatch):
+    (project.root / "own" / "mine").mkdir(parents=True)
+    (project.root / "own" / "tiny").mkdir()
+    monkeypatch.chdir(project.root / "own")
+    for given, expected in (("mine", "own/mine"), ("org/on-the-hub", "org/on-the-hub"), ("tiny", "tiny")):
+        result = project.run("-p", f"base={{model: {given}}}")
+        assert result.exit_code == 0, result.stderr
+        assert handed[-1]["base"]["model"] == expected
+
+
+def test_a_model_goes_to_the_checkout_unless_another_folder_is_given(project, monkeypatch):
+    asked = []
+    monkeypatch.setattr("preflab.pretrained.fetch", lambda *given: asked.append(given) or "words")
+    result = project.call("model", "smollm2")
+    assert (result.exit_code, result.stdout) == (0, f"{project.root / 'models' / 'smollm2'}: words\n")
+    assert project.call("model", "smollm2", "--to", "here").exit_code == 0
+    assert asked == [("smollm2", project.root / "models" / "smollm2"), ("smollm2", Path("here"))]
+
+
 def test_bad_input_inside_a_notebook_is_one_line_and_leaves_what_was_there(project):
     earlier = project.results / "quick" / NAME
     earlier.mkdir(parents=True)

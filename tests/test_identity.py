@@ -34,6 +34,7 @@ from preflab.stages.answers import AnswersStage, Texts
 from preflab.stages.base import Base, BaseSettings
 from preflab.stages.data import Pairs, PairSource, Prompts
 from preflab.stages.evaluation import Evaluation
+from preflab.stages.given import Dequantised
 from preflab.stages.probe import PairsProbe, SamplesProbe
 from preflab.stages.reference import ReferenceLogProbs
 from preflab.stages.reward import RewardStage
@@ -44,7 +45,8 @@ from preflab.training.from_pairs import PairTraining
 from preflab.training.from_samples import SampleTraining
 from preflab.training.reward import RewardSettings
 from preflab.training.sft import SFTSettings
-from preflab.weightings import Weights
+from preflab.weightings import Weights as TokenWeights
+from preflab.weights import Weights
 
 SOURCE = Path(preflab.__file__).parent
 NOTEBOOKS = {path.stem: path for path in (project_root() / "notebooks" / "src").glob("*.py")}
@@ -160,7 +162,7 @@ def test_every_kind_of_stage_and_every_method_and_rule_is_tried_here():
         importlib.import_module(module.name)
     abstract = {"Stage", "Training"}
     ours = {kind for kind in below(Stage) if kind.__name__ not in abstract and kind is found_in_the_package(kind)}
-    assert {type(stage) for stage in STAGES.values()} == ours
+    assert {type(stage) for stage in STAGES.values()} | {Dequantised} == ours  # which needs a file: see below
     trained = [stage for stage in STAGES.values() if hasattr(stage, "rule")]
     assert {type(stage.method) for stage in trained} == set(METHODS.values())
     assert {type(stage.rule) for stage in trained} == {*RULES.values(), Until}
@@ -176,6 +178,7 @@ CANNOT_DECIDE = {
         *("PairSource.utility", "PairSource.world", "world_of"),  # the objective's weights are in the fingerprint
     },
     "preflab.data.worlds.named": {"get_world"},
+    "preflab.files": {"sha256"},  # the cache's, of what is made
     "preflab.data.worlds.objectives": {"World", "World.objective"},
 }
 KEEPERS = ("preflab.running.",)  # the cache and identities themselves
@@ -262,7 +265,7 @@ def test_what_a_method_or_rule_calls_is_in_its_identity(name, monkeypatch):
 
     def weigh():
         c, *_ = stage.method.weigh(-torch.rand(4), mask)
-        stage.rule(Weights.of_pairs(c, 0.5, (0.1, 0.2)))
+        stage.rule(TokenWeights.of_pairs(c, 0.5, (0.1, 0.2)))
 
     called = called_in(weigh)
     assert len(called) > 2 and not {(m, n) for m, n in called if (m, n.partition(".")[0]) not in hashed}
@@ -282,6 +285,15 @@ def test_what_tuning_a_named_model_on_dialogues_calls_is_in_its_identity(monkeyp
     called = called_in(lambda: stage.build(tmp_path / "built"))
     assert ("preflab.data.dialogues", "dialogues") in called
     assert not {(m, n) for m, n in called if (m, n.partition(".")[0]) not in hashed and not m.startswith(KEEPERS)}
+
+
+def test_what_a_gguf_becomes_a_folder_with_is_in_the_identity_of_the_base_on_it(monkeypatch, tmp_path, make_gguf):
+    stage = replace(BASE, settings=BaseSettings(model="given"), given=Dequantised(Weights(make_gguf()[0])))
+    hashed = hashed_in(stage, monkeypatch)
+    called = called_in(lambda: stage.given.build(tmp_path))
+    assert ("preflab.dequantise", "dequantise") in called
+    missed = {(m, n) for m, n in called if (m, n.partition(".")[0]) not in hashed}
+    assert not missed
 
 
 def test_the_recording_sees_functions_classes_methods_and_closures():
@@ -308,6 +320,7 @@ OTHER = {  # another value for what is None, free text, data, or bound to other 
     ("BaseSettings", "revision"): "abc",
     ("BaseSettings", "sft_source"): "files:dialogues",
     ("Base", "corpus"): (OTHER_TRAIN,),
+    ("Base", "given"): Weights(SOURCE / "data"),  # any folder
     ("RewardStage", "training"): RewardSettings(),
     ("RewardStage", "lora"): LORA,
     ("SampleMethods", "kl_target"): 1.0,

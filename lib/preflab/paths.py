@@ -5,6 +5,7 @@ from pathlib import Path
 from preflab.errors import BadInput
 
 MARKS = ("notebooks", "params", "pyproject.toml")  # what a checkout of this project holds
+MODELS = "models"  # the folder of a checkout where `preflab model` puts what it gets
 
 
 def project_root() -> Path:

@@ -21,6 +21,7 @@ from preflab.paths import project_root
 from preflab.settings import Count, Name, Seed
 from preflab.stages.base import TINY, Base, BaseSettings
 from preflab.stages.data import PairSource, world_of
+from preflab.stages.given import given_model
 
 
 class Parameters(BaseModel):
@@ -164,7 +165,10 @@ class Experiment(Parameters):
         settings = self.base
         if settings.sft_source:
             settings = laid_over(settings, {"sft_source": self.located(settings.sft_source)}, "base")
-        return Base(settings, self.hardware.resolved(), corpus)
+        given = None if settings.model == TINY else given_model(settings.model)
+        if given:  # what it is called here decides nothing
+            settings = laid_over(settings, {"model": "given"}, "base")
+        return Base(settings, self.hardware.resolved(), corpus, given)
 
     def pairs_of(self, source: str, objective: str, train: int | None = None) -> PairSource:
         """Pairs that fit the model's context. Worlds' always do."""

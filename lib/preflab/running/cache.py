@@ -6,7 +6,6 @@ has the size and the hash of every file. Loading compares names and sizes; `Cach
 cache loses nothing but time.
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -17,6 +16,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from preflab.errors import BadInput
+from preflab.files import sha256
 from preflab.running.identity import identity, key
 from preflab.stages.stage import Stage
 
@@ -105,7 +105,4 @@ def _size(path: Path) -> int:
 
 
 def _sha256(path: Path) -> str:
-    if not path.is_file():
-        return ""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256(path) if path.is_file() else ""

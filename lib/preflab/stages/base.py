@@ -26,9 +26,11 @@ from preflab.hardware import Hardware
 from preflab.models import Lora, Shape, load_model, save_model, tiny_model, trainable
 from preflab.progress import note
 from preflab.settings import Seed, Source, settings
+from preflab.stages.given import Dequantised
 from preflab.stages.stage import Stage
 from preflab.tokenizers import bpe_tokenizer, load_tokenizer, word_tokenizer
 from preflab.training.sft import SFTSettings, train_sft
+from preflab.weights import Weights
 
 if TYPE_CHECKING:
     from preflab.stages.data import Pairs
@@ -40,7 +42,7 @@ TINY = "tiny"
 class BaseSettings(Shape):
     """Section `base`. The shape is that of a tiny model; `context` holds for every model."""
 
-    model: str = TINY  # "tiny" is built here from the shape; otherwise a hub name or a folder
+    model: str = TINY  # "tiny" is built here from the shape; otherwise a hub name, a folder or a GGUF file
     revision: str | None = None  # the hub's
     sft_source: Source | None = None  # hub: or files: of dialogues that a model by name is tuned on first
     vocabulary: Annotated[int, Field(ge=512)] = (
@@ -53,11 +55,13 @@ class BaseSettings(Shape):
 @dataclass(frozen=True)
 class Base(Stage):
     """`corpus`: the pairs whose chosen dialogues a tiny model learns to speak from; empty for worlds, which have
-    one language. With `taken_as_it_is` there is nothing to train."""
+    one language. `given`: the weights of a model by name, where they lie on this disk; they count by their content,
+    whatever `settings.model` calls them. With `taken_as_it_is` there is nothing to train."""
 
     settings: BaseSettings
     hardware: Hardware
     corpus: "tuple[Pairs, ...]" = ()
+    given: Weights | Dequantised | None = None
 
     @property
     def taken_as_it_is(self) -> bool:
@@ -66,7 +70,11 @@ class Base(Stage):
     @property
     def location(self) -> str:
         """The folder of the model, or its name on the hub."""
-        return self.settings.model if self.taken_as_it_is else str(self.folder / "model")
+        return self._untuned if self.taken_as_it_is else str(self.folder / "model")
+
+    @property
+    def _untuned(self) -> str:
+        return self.given.location if self.given else self.settings.model
 
     @property
     def revision(self) -> str | None:
@@ -97,8 +105,8 @@ class Base(Stage):
         rng = np.random.default_rng(s.seed)
         if s.model != TINY:
             conversations = dialogues(s.sft_source, s.sft.steps * s.sft.batch_size, rng)
-            tokenizer = load_tokenizer(s.model, s.revision, plain=True)
-            model = load_model(s.model, h.torch_device, h.torch_dtype, s.revision)
+            tokenizer = load_tokenizer(self._untuned, s.revision, plain=True)
+            model = load_model(self._untuned, h.torch_device, h.torch_dtype, s.revision)
         else:
             conversations, tokenizer = self._language(rng)
             model = tiny_model(s, tokenizer, s.seed).to(h.torch_device, h.torch_dtype)
