@@ -4,6 +4,7 @@ Errors name file, row and key. They never quote a prompt or a reply, because som
 purpose.
 """
 
+import math
 import re
 
 from preflab.errors import BadInput
@@ -45,6 +46,27 @@ def rating_of(row: dict, key: str, scale: tuple[int, int], where: str) -> float 
         expected = f"expected a number from {scale[0]} to {scale[1]}, or 'N/A'"
         raise BadInput(f"{where}: key {key!r} is {value!r:.20}; {expected}")
     return number
+
+
+def number_of(row: dict, key: str, where: str) -> float | None:
+    """row[key] as a number, true as 1 and false as 0; None if it is null or "N/A".
+
+    Raises BadInput for a missing key and for anything else, a number as text, NaN and infinity included.
+    """
+    expected = "expected a finite number, or null if unrated"
+    if key not in row:
+        raise BadInput(f"{where}: key {key!r} is missing; {expected}")
+    value = row[key]
+    if value is None or value == "N/A":
+        return None
+    if not is_number(value) or not math.isfinite(value):
+        raise BadInput(f"{where}: key {key!r} is {value!r:.20}; {expected}")
+    return value
+
+
+def is_number(value) -> bool:
+    """Whether a value is a number or a bool. Text is none, whatever it says."""
+    return isinstance(value, int | float)
 
 
 def turns_of(row: dict, key: str, role: str, where: str) -> Turns:
