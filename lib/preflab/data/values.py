@@ -33,10 +33,8 @@ def rating_of(row: dict, key: str, scale: tuple[int, int], where: str) -> float 
 
     Raises BadInput for a missing key and for anything but a number within the scale, ends included.
     """
-    if key not in row:
-        raise BadInput(f"{where}: key {key!r} is missing; expected a rating")
-    value = row[key]
-    if value is None or value == "N/A":
+    value = _given(row, key, "expected a rating", where)
+    if value is None:
         return None
     try:
         number = float("nan") if isinstance(value, bool) else float(value)
@@ -54,10 +52,8 @@ def number_of(row: dict, key: str, where: str) -> float | None:
     Raises BadInput for a missing key and for anything else, a number as text, NaN and infinity included.
     """
     expected = "expected a finite number, or null if unrated"
-    if key not in row:
-        raise BadInput(f"{where}: key {key!r} is missing; {expected}")
-    value = row[key]
-    if value is None or value == "N/A":
+    value = _given(row, key, expected, where)
+    if value is None:
         return None
     if not is_number(value) or not math.isfinite(value):
         raise BadInput(f"{where}: key {key!r} is {value!r:.20}; {expected}")
@@ -67,6 +63,13 @@ def number_of(row: dict, key: str, where: str) -> float | None:
 def is_number(value) -> bool:
     """Whether a value is a number or a bool. Text is none, whatever it says."""
     return isinstance(value, int | float)
+
+
+def _given(row: dict, key: str, expected: str, where: str):
+    """row[key], or None for the text "N/A". Raises BadInput for a missing key."""
+    if key not in row:
+        raise BadInput(f"{where}: key {key!r} is missing; {expected}")
+    return None if row[key] == "N/A" else row[key]
 
 
 def turns_of(row: dict, key: str, role: str, where: str) -> Turns:
