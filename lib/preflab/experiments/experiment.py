@@ -110,7 +110,7 @@ class Experiment(Parameters):
     revision: str | None  # of hub: sources; recorded
     train_pairs: Count
     test_pairs: Annotated[int, Field(ge=8)]
-    pairs_per_prompt: Count | None = None  # None: all; a limit for sources with many rated replies to one prompt
+    pairs_per_prompt: Count | None  # a limit where one prompt has many replies; None: all
     max_new_tokens: Count
     seeds: Annotated[list[Seed], Field(min_length=1)]
     show_texts: bool
