@@ -358,8 +358,8 @@ def test_an_objective_column_makes_one_file_two_objectives(tmp_path):
 
 
 def test_the_example_of_the_docstring_is_read(tmp_path):
-    (example,) = [line for line in schemas.__doc__.splitlines() if line.strip().startswith("{")]
-    row = json.loads(example)
+    examples = [line for line in schemas.__doc__.splitlines() if line.strip().startswith("{")]
+    row = json.loads(examples[0])  # test_rated.py reads the other one
     source = folder(tmp_path, [row], [row | {"prompt": "And two eggs?"}])
     assert objectives_of(source) == ["helpful"]
     assert triples(load_pairs(source, "helpful").train) == [(row["prompt"], row["chosen"], row["rejected"])]
@@ -415,8 +415,8 @@ def test_a_row_without_the_objective_that_others_have_is_named(tmp_path, nameles
     ("row", "expected"),
     [
         (
-            {"prompt": "p", "response": "r", "truthful": 1},
-            "no ratings of the helpsteer2 format; expected helpfulness, correctness, coherence, complexity, verbosity",
+            {"prompt": "p", "response": "r", "truthful": "1", "seed": 1},
+            "no ratings of the rated format; expected a column of numbers beside prompt and response",
         ),
         (unieval(1, "r"), "no ratings of the unieval format; expected some in its key 'scores'"),
     ],
@@ -719,10 +719,10 @@ TRL = "expected those of the trl format: prompt, chosen, rejected (other formats
 @pytest.mark.parametrize(
     ("columns", "expected"),
     [
-        ("prompt chosen", f"column 'rejected' is missing; {TRL}pku-saferlhf, helpsteer2, hh-rlhf)"),
+        ("prompt chosen", f"column 'rejected' is missing; {TRL}pku-saferlhf, helpsteer2, hh-rlhf, rated)"),
         ("id prompt rejected", f"column 'chosen' is missing; {TRL}"),
         ("chosen", "column 'rejected' is missing; expected those of the hh-rlhf format: chosen, rejected ("),
-        ("prompt", "column 'response' is missing; expected those of the helpsteer2 format: prompt, response ("),
+        ("prompt", "column 'response' is missing; expected those of the rated format: prompt, response ("),
         ("prompt response_0 n", "column 'response_1' is missing; expected those of the pku-saferlhf format: prompt, "),
         ("source context", "columns 'system_output', 'scores' are missing; expected those of the unieval format: "),
         (
@@ -740,7 +740,7 @@ def test_columns_that_lack_one_are_told_which(tmp_path, columns, expected):
             read(f"files:{path}")
         line = str(caught.value).replace(str(tmp_path), "")
         assert line.startswith(f"/my.jsonl: {expected}")
-        assert len(line) < 300 and "\n" not in line and SECRET not in line
+        assert len(line) < 400 and "\n" not in line and SECRET not in line
 
 
 def test_long_and_many_columns_are_cut_short(tmp_path):
@@ -748,7 +748,7 @@ def test_long_and_many_columns_are_cut_short(tmp_path):
     write(path, [{f"{n} {SECRET * 30}": "x" for n in range(100)}])
     with pytest.raises(BadInput, match=r"columns 0 .*\(100 in all\); expected those of a format") as caught:
         load_pairs(f"files:{path}", "default")
-    assert len(str(caught.value)) < 600
+    assert len(str(caught.value)) < 700
 
 
 def test_a_first_row_that_lacks_a_column_is_named(tmp_path):

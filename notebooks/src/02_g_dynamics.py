@@ -39,6 +39,7 @@ data: str = ""  # folder that files: sources are relative to
 revision: str | None = None  # of hub: sources; recorded
 train_pairs: int = 1600  # DPO's pairs; PPO and the reward model use the same prompts and pairs
 test_pairs: int = 256
+pairs_per_prompt: int | None = None  # a limit where one prompt has many replies; None: all
 max_new_tokens: int = 32
 seeds: list = [0, 1]  # of training pairs, adapter, batch order and samples; base and reward model are one and fixed
 show_texts: bool = True  # print prompts and responses; off for data that is not fit to print

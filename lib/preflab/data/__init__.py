@@ -9,5 +9,6 @@ From a source to pairs, each module does one step:
     generators   from rows to pairs, one generator for each schema
     pairs        train and test pairs, disjoint by prompt
     report       what was read, kept and lost
+    agreement    how far two objectives agree
     dialogues    texts without a preference
 """

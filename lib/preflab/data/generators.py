@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from itertools import combinations
 from typing import NamedTuple
 
-from preflab.data.values import Turns, rating_of, turns_of, value_of
+from preflab.data.values import Turns, number_of, rating_of, turns_of, value_of
 from preflab.errors import BadInput
 
 Rows = Iterator[tuple[str, dict]]  # ("train.jsonl: row 1", {column: value}), ...
@@ -140,6 +140,31 @@ def trl_pairs(rows: Rows, objective: str) -> Iterator[Pair | str]:
         yield _pair(prompt, chosen[-1][1], rejected[-1][1])
 
 
+def rated_pairs(rows: Rows, objective: str) -> Iterator[Pair | str]:
+    """A reader's own ratings: one reply a row, and a column of numbers for each objective.
+
+    The rows of one prompt need not be adjacent. All combinations of its replies are candidates. A reply is text or one
+    assistant message, and messages may repeat the prompt before it.
+    """
+    groups: dict[Turns, list] = {}
+    for where, row in rows:
+        prompt = rated_prompt(row, where)
+        *before, (role, reply) = turns_of(row, "response", "assistant", where) or (("", ""),)
+        if role != "assistant" or (before and _stripped(tuple(before)) != prompt):
+            yield "reply is not one assistant message"
+            continue
+        groups.setdefault(prompt, []).append((reply, number_of(row, objective, where)))
+    for prompt, replies in groups.items():
+        if len(replies) == 1:
+            yield "prompt with one response"
+        yield from _ranked(prompt, replies)
+
+
+def rated_prompt(row: dict, where: str) -> Turns:
+    """The prompt of a row of ratings as it stands in pairs. Raises BadInput if it is neither text nor messages."""
+    return _stripped(turns_of(row, "prompt", "user", where))
+
+
 GENERATORS = {
     "hh-rlhf": hh_pairs,
     "helpsteer2": helpsteer_pairs,
@@ -147,6 +172,7 @@ GENERATORS = {
     "ultrafeedback": ultrafeedback_pairs,
     "unieval": unieval_pairs,
     "trl": trl_pairs,
+    "rated": rated_pairs,
 }
 
 
@@ -157,8 +183,7 @@ def _of_objective(rows: Rows, objective: str) -> Rows:
 
 def _pair(prompt: Turns, chosen: str, rejected: str, **marks: bool) -> Pair | str:
     """The pair with outer white space stripped and without empty system turns, or why it is of no use."""
-    prompt = tuple((role, text.strip()) for role, text in prompt)
-    prompt = tuple(turn for turn in prompt if turn != ("system", ""))
+    prompt = _stripped(prompt)
     chosen, rejected = chosen.strip(), rejected.strip()
     if not prompt or prompt[-1][0] != "user":
         return "prompt does not end with a user turn"
@@ -169,6 +194,12 @@ def _pair(prompt: Turns, chosen: str, rejected: str, **marks: bool) -> Pair | st
     if chosen == rejected:
         return "identical replies"
     return Pair(prompt, chosen, rejected, **marks)
+
+
+def _stripped(prompt: Turns) -> Turns:
+    """Without outer white space in its turns, and without empty system turns."""
+    turns = ((role, text.strip()) for role, text in prompt)
+    return tuple(turn for turn in turns if turn != ("system", ""))
 
 
 def _ranked(prompt: Turns, replies: list[tuple[str, float | None]]) -> Iterator[Pair | str]:

@@ -9,7 +9,8 @@ knows them, and shows a row of a reader's own file), it comes out as TRL's conve
     rejected   [{"role": "assistant", "content": str}]
     objective  str
 
-Two objectives in files are told apart by a column `objective` in one file, or by one sub-folder for each.
+Two objectives in files are told apart by a column `objective` in one file, by one sub-folder for each, or by a column
+of ratings for each.
 """
 
 import hashlib
@@ -21,10 +22,11 @@ from dataclasses import dataclass
 import numpy as np
 from datasets import Dataset
 
-from preflab.data.generators import GENERATORS, Pair
+from preflab.data.generators import GENERATORS, Pair, rated_prompt
 from preflab.data.report import Report, Splits, measured
 from preflab.data.schemas import check_offered, objectives_in, schema_of
 from preflab.data.sources import Table, file_tables, hub_tables, named_objectives, parse_source, world_tables
+from preflab.data.values import Turns
 from preflab.errors import BadInput
 
 Limits = dict[str, int | None]  # pairs of "train" and "test"; None for all
@@ -47,6 +49,7 @@ def load_pairs(
     test_fraction: float = 0.1,
     max_train: int | None = None,
     max_test: int | None = None,
+    pairs_per_prompt: int | None = None,
     seed: int = 0,
     fits: Callable[[list[dict], list[dict]], bool] | None = None,
 ) -> LoadedPairs:
@@ -56,6 +59,8 @@ def load_pairs(
     has not, a hash of the prompt sends about `test_fraction` of the prompts to test: the same prompts for every seed,
     objective and subset. `max_train` and `max_test` keep a random subset of that many pairs, which `seed` draws after
     everything else; a larger subset contains the smaller one. A world draws its own splits of these sizes.
+    `pairs_per_prompt` keeps at most so many pairs of each prompt, drawn by their content: the same for every seed and
+    order of rows.
 
     `revision` is that of a hub source. `fits(prompt, reply)`, both as messages, says whether the context of a model
     holds them; a pair is dropped if either of its replies does not fit.
@@ -64,16 +69,18 @@ def load_pairs(
     that are merely of no use are dropped and counted.
     """
     limits = {"train": max_train, "test": max_test}
-    _check_numbers(test_fraction, limits)
+    _check_numbers(test_fraction, limits, pairs_per_prompt)
     tables, commit = _read(source, objective, revision, limits, seed)
     schema = schema_of(tables)
     _check_labels(source, objective, schema, tables)
 
     dropped: Counter[str] = Counter()
     candidates = _candidates(tables, schema, objective, test_fraction, dropped)
-    pairs, overlap = _disjoint(candidates, dropped)
+    pairs, overlap = _disjoint(candidates, _held_out(tables, schema), dropped)
     if fits:
         pairs = {split: _fitting(members, fits, dropped) for split, members in pairs.items()}
+    if pairs_per_prompt:
+        pairs = {split: _drawn(members, pairs_per_prompt, dropped) for split, members in pairs.items()}
     pairs = {split: _sample(members, split, limits[split], seed, dropped) for split, members in pairs.items()}
     _check_some_left(source, objective, pairs, dropped)
 
@@ -103,12 +110,13 @@ def objectives_of(source: str, revision: str | None = None) -> list[str]:
     return objectives_in(schema_of(tables), tables)
 
 
-def _check_numbers(test_fraction: float, limits: Limits) -> None:
+def _check_numbers(test_fraction: float, limits: Limits, pairs_per_prompt: int | None) -> None:
     if not 0 < test_fraction < 1:
         raise BadInput(f"test_fraction is {test_fraction}; expected a number between 0 and 1")
-    for split, limit in limits.items():
+    named = {f"max_{split}": limit for split, limit in limits.items()} | {"pairs_per_prompt": pairs_per_prompt}
+    for name, limit in named.items():
         if limit is not None and limit < 1:
-            raise BadInput(f"max_{split} is {limit}; expected at least 1, or none for all")
+            raise BadInput(f"{name} is {limit}; expected at least 1, or none for all")
 
 
 def _read(
@@ -149,8 +157,22 @@ def _candidates(
                 pairs[table.split].append(outcome)
             else:
                 dropped[outcome] += 1
-    both = {table.split for table in tables} == {"train", "test"}
-    return pairs if both else _split(pairs["train"] + pairs["test"], test_fraction)
+    return pairs if _both_splits(tables) else _split(pairs["train"] + pairs["test"], test_fraction)
+
+
+def _both_splits(tables: list[Table]) -> bool:
+    return {table.split for table in tables} == {"train", "test"}
+
+
+def _held_out(tables: list[Table], schema: str) -> set[Turns]:
+    """The prompts of the source's own test split, if its rows are rated; those of the test pairs are held out anyway.
+
+    A prompt whose replies tie for one objective has no test pair there. It is held out all the same, because another
+    objective is tested on it.
+    """
+    if schema != "rated" or not _both_splits(tables):
+        return set()
+    return {rated_prompt(row, where) for table in tables if table.split == "test" for where, row in table.numbered()}
 
 
 def _split(pairs: list[Pair], test_fraction: float) -> Splits:
@@ -163,10 +185,10 @@ def _split(pairs: list[Pair], test_fraction: float) -> Splits:
     return found
 
 
-def _disjoint(pairs: Splits, dropped: Counter[str]) -> tuple[Splits, int]:
+def _disjoint(pairs: Splits, held_out: set[Turns], dropped: Counter[str]) -> tuple[Splits, int]:
     """The pairs without duplicates, and without train pairs whose prompt is in test; how many prompts were in both."""
     train, test = _unique(pairs["train"], dropped), _unique(pairs["test"], dropped)
-    overlap = {pair.prompt for pair in train} & {pair.prompt for pair in test}
+    overlap = {pair.prompt for pair in train} & ({pair.prompt for pair in test} | held_out)
     kept = [pair for pair in train if pair.prompt not in overlap]
     _count(dropped, "prompt in test split", len(train) - len(kept))
     return {"train": kept, "test": test}, len(overlap)
@@ -188,6 +210,26 @@ def _fitting(pairs: list[Pair], fits: Callable, dropped: Counter[str]) -> list[P
     ]
     _count(dropped, "longer than the context", len(pairs) - len(kept))
     return kept
+
+
+def _drawn(pairs: list[Pair], limit: int, dropped: Counter[str]) -> list[Pair]:
+    """At most `limit` random pairs of each prompt, in their old order.
+
+    Each pair draws a lot, and the lowest of a prompt are kept. All sets of pairs are equally likely, so one reply may
+    come more often than another.
+    """
+    groups: dict[Turns, list[Pair]] = {}
+    for pair in pairs:
+        groups.setdefault(pair.prompt, []).append(pair)
+    kept = {pair for members in groups.values() for pair in sorted(members, key=_lot)[:limit]}
+    _count(dropped, "over pairs_per_prompt", len(pairs) - len(kept))
+    return [pair for pair in pairs if pair in kept]
+
+
+def _lot(pair: Pair) -> tuple[bytes, str]:
+    """A hash of the prompt and both replies. Which reply is chosen does not matter, so every objective draws alike."""
+    content = json.dumps([pair.prompt, sorted([pair.chosen, pair.rejected])])
+    return hashlib.sha256(content.encode()).digest(), pair.chosen
 
 
 def _sample(pairs: list[Pair], split: str, limit: int | None, seed: int, dropped: Counter[str]) -> list[Pair]:

@@ -7,12 +7,21 @@ A reader's own pairs are easiest in TRL's format. A row of a JSONL file is one l
 The column `objective` is optional. With it, one file holds the pairs of several objectives. Another way is one
 sub-folder for each objective: `mine/helpful/train.jsonl`, `mine/harmless/train.jsonl`, and so on. Without either, the
 one objective is called "default".
+
+A reader's own ratings are rows of one reply each. Every column of numbers is an objective:
+
+    {"prompt": "How do I boil an egg?", "response": "Eight minutes.", "helpful": 4.5, "brief": 5}
+
+The rows of one prompt are compared with each other and need not be adjacent. A null or "N/A" is no rating, true counts
+as 1 and false as 0. Columns that are named as identifiers are (`id`, `seed`, `prompt_id`, `row_index`) are no
+objectives, and neither are columns of text.
 """
 
+import re
 from collections.abc import Iterable
 
 from preflab.data.sources import Table
-from preflab.data.values import objective_of, value_of
+from preflab.data.values import is_number, objective_of, value_of
 from preflab.errors import BadInput
 
 HELPSTEER_ATTRIBUTES = ["helpfulness", "correctness", "coherence", "complexity", "verbosity"]
@@ -23,17 +32,21 @@ SIGNATURES = {
     "unieval": ("source", "context", "system_output", "scores"),
     "ultrafeedback": ("instruction", "completions"),
     "pku-saferlhf": ("prompt", "response_0", "response_1"),
-    "helpsteer2": ("prompt", "response"),
+    "helpsteer2": ("prompt", "response", *HELPSTEER_ATTRIBUTES),
     "trl": ("prompt", "chosen", "rejected"),
     "hh-rlhf": ("chosen", "rejected"),
+    "rated": ("prompt", "response"),
 }
+
+# Columns of numbers that rate nothing: identifiers and seeds, and the index that pandas writes.
+BOOKKEEPING = re.compile(r"(.*_)?(id|idx|index|seed)|__index_level_\d+__|Unnamed: \d+", re.IGNORECASE)
 
 
 def schema_of(tables: list[Table]) -> str:
     """The one schema of all tables, a key of `SIGNATURES`.
 
-    The columns of a table's first row decide. If they fit no schema, the columns of all its rows decide, and the
-    generator will name the row that lacks one.
+    The columns of a table's first row decide. If they fit no schema but that of ratings, the columns of all its rows
+    decide, and the generator will name the row that lacks one.
 
     Raises BadInput for an empty table, for unknown columns, and if the tables have different schemas.
     """
@@ -42,7 +55,9 @@ def schema_of(tables: list[Table]) -> str:
         if not len(table.rows):
             raise BadInput(f"{table.name}: is empty; expected at least one row")
         row = table.rows[0]
-        name = _known_by(row) or _known_by(table.columns())
+        name = _known_by(row)
+        if name in (None, "rated"):
+            name = _known_by(table.columns())
         if name is None:
             raise _unknown(table)
         messages = name == "hh-rlhf" and isinstance(row.get("chosen"), list)
@@ -61,13 +76,15 @@ def objectives_in(schema: str, tables: list[Table]) -> list[str]:
     where, row = next(tables[0].numbered())
     match schema:
         case "helpsteer2":
-            rated, expected = [name for name in HELPSTEER_ATTRIBUTES if name in row], listed(HELPSTEER_ATTRIBUTES)
+            return HELPSTEER_ATTRIBUTES
         case "pku-saferlhf":
             return ["better", "safer"]
         case "ultrafeedback":
             return ULTRAFEEDBACK_ASPECTS
         case "unieval":
             rated, expected = list(value_of(row, "scores", dict, where)), "some in its key 'scores'"
+        case "rated":
+            rated, expected = _rated_by(tables), "a column of numbers beside prompt and response"
         case _:
             return _named_in(tables) or ["default"]
     if not rated:
@@ -103,13 +120,24 @@ def _unknown(table: Table) -> BadInput:
 
     nearest = max(SIGNATURES, key=share)  # the first of several that are equally near
     if not share(nearest):
-        formats = "; ".join(f"{name}: {', '.join(signature)}" for name, signature in SIGNATURES.items())
+        formats = "; ".join(f"{name}: {listed(signature, 4)}" for name, signature in SIGNATURES.items())
         return BadInput(f"{table.name}: columns {listed(columns, 4) or 'none'}; expected those of a format ({formats})")
     missing = [repr(column) for column in SIGNATURES[nearest] if column not in columns]
     lack = f"column {missing[0]} is missing" if len(missing) == 1 else f"columns {', '.join(missing)} are missing"
     expected = f"those of the {nearest} format: {', '.join(SIGNATURES[nearest])}"
     others = ", ".join(name for name in SIGNATURES if name != nearest)
     return BadInput(f"{table.name}: {lack}; expected {expected} (other formats: {others})")
+
+
+def _rated_by(tables: list[Table]) -> list[str]:
+    """The columns that hold a number somewhere, in the order in which they are first met.
+
+    One number is enough, so that text among the ratings is an error that names its row and no silent loss.
+    """
+    columns = dict.fromkeys(
+        column for table in tables for _, row in table.numbered() for column, value in row.items() if is_number(value)
+    )
+    return [column for column in columns if column not in SIGNATURES["rated"] and not BOOKKEEPING.fullmatch(column)]
 
 
 def _named_in(tables: list[Table]) -> list[str]:

@@ -4,6 +4,7 @@ Errors name file, row and key. They never quote a prompt or a reply, because som
 purpose.
 """
 
+import math
 import re
 
 from preflab.errors import BadInput
@@ -32,10 +33,8 @@ def rating_of(row: dict, key: str, scale: tuple[int, int], where: str) -> float 
 
     Raises BadInput for a missing key and for anything but a number within the scale, ends included.
     """
-    if key not in row:
-        raise BadInput(f"{where}: key {key!r} is missing; expected a rating")
-    value = row[key]
-    if value is None or value == "N/A":
+    value = _given(row, key, "expected a rating", where)
+    if value is None:
         return None
     try:
         number = float("nan") if isinstance(value, bool) else float(value)
@@ -45,6 +44,32 @@ def rating_of(row: dict, key: str, scale: tuple[int, int], where: str) -> float 
         expected = f"expected a number from {scale[0]} to {scale[1]}, or 'N/A'"
         raise BadInput(f"{where}: key {key!r} is {value!r:.20}; {expected}")
     return number
+
+
+def number_of(row: dict, key: str, where: str) -> float | None:
+    """row[key] as a number, true as 1 and false as 0; None if it is null or "N/A".
+
+    Raises BadInput for a missing key and for anything else, a number as text, NaN and infinity included.
+    """
+    expected = "expected a finite number, or null if unrated"
+    value = _given(row, key, expected, where)
+    if value is None:
+        return None
+    if not is_number(value) or not math.isfinite(value):
+        raise BadInput(f"{where}: key {key!r} is {value!r:.20}; {expected}")
+    return value
+
+
+def is_number(value) -> bool:
+    """Whether a value is a number or a bool. Text is none, whatever it says."""
+    return isinstance(value, int | float)
+
+
+def _given(row: dict, key: str, expected: str, where: str):
+    """row[key], or None for the text "N/A". Raises BadInput for a missing key."""
+    if key not in row:
+        raise BadInput(f"{where}: key {key!r} is missing; {expected}")
+    return None if row[key] == "N/A" else row[key]
 
 
 def turns_of(row: dict, key: str, role: str, where: str) -> Turns:

@@ -116,6 +116,7 @@ class Experiment(Parameters):
     revision: str | None  # of hub: sources; recorded
     train_pairs: Count
     test_pairs: Annotated[int, Field(ge=8)]
+    pairs_per_prompt: Count | None  # a limit where one prompt has many replies; None: all
     max_new_tokens: Count
     seeds: Annotated[list[Seed], Field(min_length=1)]
     show_texts: bool
@@ -161,7 +162,7 @@ class Experiment(Parameters):
         """The stage that every other one begins with."""
         corpus = ()
         if self.tiny and world_of(self.sources()[0][0]) is None:
-            corpus = tuple(PairSource(self.located(s), o, self.revision).train_pairs(0) for s, o in self.sources())
+            corpus = tuple(self._source(source, objective).train_pairs(0) for source, objective in self.sources())
         settings = self.base
         if settings.sft_source:
             settings = laid_over(settings, {"sft_source": self.located(settings.sft_source)}, "base")
@@ -173,8 +174,12 @@ class Experiment(Parameters):
     def pairs_of(self, source: str, objective: str, train: int | None = None) -> PairSource:
         """Pairs that fit the model's context. Worlds' always do."""
         fitting = None if world_of(source) else self.base_model
-        train = train or self.train_pairs
-        return PairSource(self.located(source), objective, self.revision, train, self.test_pairs, fitting)
+        sizes = {"train": train or self.train_pairs, "test": self.test_pairs}
+        return self._source(source, objective, **sizes, fitting=fitting)
+
+    def _source(self, source: str, objective: str, **given: Any) -> PairSource:
+        limit = self.pairs_per_prompt
+        return PairSource(self.located(source), objective, self.revision, pairs_per_prompt=limit, **given)
 
     def read_report(self, pairs: PairSource, source: str, seed: int) -> dict[str, Any]:
         """What was read, kept and dropped; under the source's own name, not where it lies here."""

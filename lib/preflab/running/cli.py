@@ -111,12 +111,24 @@ def pairs(
     objective: Annotated[str | None, typer.Option(help="One objective; all of them if not given.")] = None,
     revision: Annotated[str | None, typer.Option(help="Of a hub source.")] = None,
 ) -> None:
-    """Read a preference source and report what was kept and lost."""
-    from preflab.data.pairs import load_pairs, objectives_of  # imports datasets
+    """Read a preference source and report what was kept and lost, and how far its objectives agree.
+
+    An objective without pairs ends in an error, but not before the others are reported.
+    """
+    from preflab.data.agreement import agreements  # imports datasets
+    from preflab.data.pairs import load_pairs, objectives_of
 
     wanted = [objective] if objective else objectives_of(source, revision)
-    reports = [load_pairs(source, name, revision=revision).report for name in wanted]
-    typer.echo("\n\n".join(map(str, reports)))
+    loaded, failed = [], []
+    for name in wanted:
+        try:
+            loaded.append(load_pairs(source, name, revision=revision))
+        except BadInput as error:
+            failed.append(error)
+    told = [*(str(each.report) for each in loaded), "\n".join(map(str, agreements(loaded)))]
+    typer.echo("\n\n".join(filter(None, told)))
+    if failed:
+        raise failed[0]
 
 
 @app.command()

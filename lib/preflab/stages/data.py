@@ -25,6 +25,7 @@ class PairSource:
     train: int | None = None  # None: all
     test: int | None = None
     fitting: Base | None = None  # leave out pairs that are longer than this model's context
+    pairs_per_prompt: int | None = None  # None: all
 
     def load(self, seed: int) -> LoadedPairs:
         """The pairs, read once a process. The seed draws the training pairs; test pairs are those of seed 0."""
@@ -57,6 +58,7 @@ def _load(of: PairSource, seed: int) -> LoadedPairs:
         revision=of.revision,
         max_train=of.train,
         max_test=of.test,
+        pairs_per_prompt=of.pairs_per_prompt,
         seed=seed,
         fits=of.fitting.fits if of.fitting else None,
     )
