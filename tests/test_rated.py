@@ -236,6 +236,20 @@ def test_a_limit_goes_for_every_schema_and_comes_before_the_size_of_the_split(tm
         load_pairs(source, "default", pairs_per_prompt=0)
 
 
+def test_every_reply_is_asked_once_whether_it_fits(tmp_path):
+    """It is in many pairs, and to tokenize it is slow. Pairs that do not fit do not count against the limit."""
+    asked = []
+
+    def fits(prompt, reply):
+        asked.append((prompt[-1]["content"], reply[0]["content"]))
+        return reply[0]["content"] != "reply 0"
+
+    rows = [rated(f"prompt {p}", f"reply {r}", kind=r) for p in range(60) for r in range(5)]
+    report = load_pairs(write(tmp_path / "own.jsonl", rows), "kind", fits=fits, pairs_per_prompt=6).report
+    assert len(asked) == len(set(asked)) == 300
+    assert sum(report.pairs_kept.values()) == 60 * 6 and report.dropped == {"longer than the context": 60 * 4}
+
+
 def test_the_limit_is_a_parameter_and_goes_for_all_that_is_read(tmp_path):
     write(tmp_path / "own.jsonl", many(200, 4, levels=50))
     given = {"settings": {"own": ["files:own.jsonl", "kind", "brief"]}, "data": str(tmp_path), "train_pairs": 10000}

@@ -18,6 +18,7 @@ import json
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from datasets import Dataset
@@ -202,12 +203,11 @@ def _unique(pairs: list[Pair], dropped: Counter[str]) -> list[Pair]:
 
 
 def _fitting(pairs: list[Pair], fits: Callable, dropped: Counter[str]) -> list[Pair]:
-    rows = _rows(pairs, "")
-    kept = [
-        pair
-        for pair, row in zip(pairs, rows, strict=True)
-        if fits(row["prompt"], row["chosen"]) and fits(row["prompt"], row["rejected"])
-    ]
+    @cache  # a reply may be in many pairs
+    def fitting(prompt: Turns, reply: str) -> bool:
+        return fits(_messages(prompt), _messages((("assistant", reply),)))
+
+    kept = [pair for pair in pairs if fitting(pair.prompt, pair.chosen) and fitting(pair.prompt, pair.rejected)]
     _count(dropped, "longer than the context", len(pairs) - len(kept))
     return kept
 
@@ -264,10 +264,14 @@ def _rows(pairs: list[Pair], objective: str) -> list[dict]:
     """Pairs in the schema of this module."""
     return [
         {
-            "prompt": [{"role": role, "content": text} for role, text in pair.prompt],
-            "chosen": [{"role": "assistant", "content": pair.chosen}],
-            "rejected": [{"role": "assistant", "content": pair.rejected}],
+            "prompt": _messages(pair.prompt),
+            "chosen": _messages((("assistant", pair.chosen),)),
+            "rejected": _messages((("assistant", pair.rejected),)),
             "objective": objective,
         }
         for pair in pairs
     ]
+
+
+def _messages(turns: Turns) -> list[dict]:
+    return [{"role": role, "content": text} for role, text in turns]
