@@ -99,7 +99,8 @@ def train_on_pairs(
         due = (step + 1) % settings.checkpoint_every == 0 and step + 1 < len(schedule)
         if checkpoint and due and accelerator.is_main_process:
             save_checkpoint(checkpoint, parameters, optimizer, {"history": [vars(entry) for entry in history]})
-    model.gradient_checkpointing_disable()
+    if settings.activation_checkpointing:
+        model.gradient_checkpointing_disable()
     model.eval()
     return history
 
