@@ -12,9 +12,11 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from preflab.cells import injected_names, warn_of_near_misses
+from preflab.data.pairs import check_there
 from preflab.data.sources import parse_source
-from preflab.errors import BadInput
-from preflab.experiments.explain import explain, hint, shown
+from preflab.data.worlds.language import pools
+from preflab.errors import BadInput, shown
+from preflab.experiments.explain import explain, hint
 from preflab.hardware import Hardware
 from preflab.models import Lora
 from preflab.paths import project_root
@@ -69,6 +71,10 @@ class Parameters(BaseModel):
     def _unknown(cls, key: str, value: Any) -> str:
         return f"{key}={shown(value)}: no such parameter, expected one of: {', '.join(sorted(cls.model_fields))}"
 
+    def check_there(self) -> None:
+        """Raises BadInput for what this machine lacks: the device; files, and a hub's data without a network."""
+        self.hardware.resolved()
+
     def values(self) -> dict[str, Any]:
         """Every value in force, by its name; those of sections as section.name."""
         return dict(_flat({name: getattr(self, name) for name in type(self).model_fields}))
@@ -109,7 +115,7 @@ class Experiment(Parameters):
     data: str  # folder that files: sources are relative to
     revision: str | None  # of hub: sources; recorded
     train_pairs: Count
-    test_pairs: Annotated[int, Field(ge=8)]
+    test_pairs: Annotated[Count, Field(ge=8)]
     max_new_tokens: Count
     seeds: Annotated[list[Seed], Field(min_length=1)]
     show_texts: bool
@@ -133,13 +139,27 @@ class Experiment(Parameters):
         return self
 
     def _check_sources(self) -> None:
-        """Worlds and their objectives must exist, and one tiny base model speaks one kind of source only."""
+        """Worlds must exist and have enough, and one tiny base model speaks one kind of source only."""
         found = {source: world_of(source) for source, _ in self.sources()}
         for source, objective in self.sources():
-            if found[source]:
-                found[source].objective(objective)
+            self.check_enough(source, objective, {"train_pairs": self.train_pairs, "test_pairs": self.test_pairs})
         if self.base.model == TINY and len({world is None for world in found.values()}) > 1:
             raise BadInput("one tiny model cannot carry worlds and other sources, expected one kind")
+
+    def check_enough(self, source: str, objective: str, wanted: dict[str, int]) -> None:
+        """Raises BadInput if a world lacks the objective, or prompts for the `train_pairs` or `test_pairs`."""
+        if world := world_of(source):
+            share = world.objective(objective).hazard_share
+            for key, n in wanted.items():
+                try:
+                    pools(key.removesuffix("_pairs"), n, share)
+                except BadInput as error:
+                    raise BadInput(f"{key}={n}: {source}, {objective}: {error}") from None
+
+    def check_there(self) -> None:
+        super().check_there()
+        for source, objective in dict.fromkeys(self.sources()):
+            check_there(self.located(source), objective, self.revision)
 
     def located(self, source: str) -> str:
         """A source whose `files:` path is absolute; a relative one begins at `data`, and that at the checkout."""

@@ -16,10 +16,11 @@ from typer.core import TyperGroup
 
 import preflab
 from preflab import paths
-from preflab.errors import BadInput
+from preflab.errors import BadInput, machine_fault, one_line
 from preflab.running import notebooks
 from preflab.running.cache import Cache
-from preflab.running.reading import find_notebook, parse_yaml, read_yaml, resolve
+from preflab.running.reading import find_notebook, parse_yaml, read_notebook, read_yaml, resolve
+from preflab.running.records import staging_of, take_place
 
 EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED = 2, 1, 128 + signal.SIGINT
 
@@ -41,7 +42,11 @@ class _OneLineErrors(TyperGroup):
                 "interrupted; what is trained is kept, and the same command goes on from there",
                 EXIT_INTERRUPTED,
             )
-        typer.echo(f"error: {' '.join(message.split())}", err=True)
+        except Exception as error:
+            message, code = machine_fault(error), EXIT_BAD_INPUT
+            if message is None:
+                raise
+        typer.echo(f"error: {one_line(message)}", err=True)
         raise typer.Exit(code)
 
 
@@ -129,10 +134,14 @@ def publish(profile: Profile = "full") -> None:
             raise BadInput(f"{metrics}: no such file, expected the results of {name}; {hint}")
     for name in names:
         source, target = paths.results_root() / profile / name, root / "figures" / profile / name
-        shutil.rmtree(target, ignore_errors=True)  # figures that are no longer drawn go
-        target.mkdir(parents=True)
-        for file in sorted([*source.glob("*.png"), *source.glob("*.json")]):
-            shutil.copyfile(file, target / file.name)
+        staging = staging_of(target, os.getpid())
+        try:
+            staging.mkdir(parents=True)
+            for file in sorted([*source.glob("*.png"), *source.glob("*.json")]):
+                shutil.copyfile(file, staging / file.name)
+            take_place(staging, target)  # figures that are no longer drawn go
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
         typer.echo(target)
 
 
@@ -157,7 +166,9 @@ def sync() -> None:
         source = notebook.parent / "src" / f"{notebook.stem}.py"
         text = jupytext.writes(jupytext.read(notebook), fmt="py:percent")
         if not source.exists() or source.read_text() != text:
-            source.write_text(text)
+            staged = source.with_suffix(".new")
+            staged.write_text(text)
+            os.replace(staged, source)
             typer.echo(source)
 
 
@@ -180,7 +191,10 @@ def clear_cache() -> None:
 
 
 def _cache() -> Cache:
-    return Cache(paths.results_root() / "cache")
+    root = paths.results_root() / "cache"
+    if root.exists() and not root.is_dir():
+        raise BadInput(f"cache {root}: is a file, expected a folder")
+    return Cache(root)
 
 
 def _run(name: str, profile: str, overrides: list[str], only_if_needed: bool = False) -> Path:
@@ -193,7 +207,7 @@ def _run(name: str, profile: str, overrides: list[str], only_if_needed: bool = F
     given = {"profile": profile, "name": name, **(read_yaml(file) if file else {})}
     words = [f for override in overrides for f in ("-p", override)]
     command = shlex.join(["preflab", "run", name, "--profile", profile, *words])
-    cells = nbformat.read(notebook, as_version=4)
+    cells = read_notebook(notebook)
     folder = notebooks.results_folder(str(given["profile"]), str(given["name"]))
     if only_if_needed and notebooks.up_to_date(cells, given, folder):
         typer.echo(f"{name}  up to date", err=True)
@@ -202,7 +216,7 @@ def _run(name: str, profile: str, overrides: list[str], only_if_needed: bool = F
     if overrides:
         given = _laid_over(given, _parse(overrides), parameters)
         parameters = resolve(notebook, given, "-p")
-    parameters.hardware.resolved()  # the device must be there
+    parameters.check_there()
     folder = notebooks.results_folder(parameters.profile, parameters.name)
     _execute(cells, given, folder, command)
     return folder
@@ -229,7 +243,7 @@ def _parse(overrides: list[str]) -> dict[str, Any]:
             raise BadInput(f"-p {override}: {key} is given twice, expected once")
         given[key] = parse_yaml(value, f"-p {override}")
     if isinstance(folder := given.get("data"), str):  # relative to where the command was given
-        given["data"] = os.path.relpath(Path(folder).expanduser(), paths.project_root())
+        given["data"] = os.path.relpath(os.path.expanduser(folder), paths.project_root())
     return given
 
 

@@ -24,7 +24,7 @@ from preflab.generation import generate
 from preflab.hardware import Hardware
 from preflab.models import Lora, Shape, load_model, save_model, tiny_model, trainable
 from preflab.progress import note
-from preflab.settings import Seed, Source, settings
+from preflab.settings import Count, Seed, Source, settings
 from preflab.stages.stage import Stage
 from preflab.tokenizers import bpe_tokenizer, load_tokenizer, word_tokenizer
 from preflab.training.sft import SFTSettings, train_sft
@@ -42,7 +42,7 @@ class BaseSettings(Shape):
     model: str = TINY  # "tiny" is built here from the shape; otherwise a hub name or a folder
     revision: str | None = None  # the hub's
     sft_source: Source | None = None  # hub: or files: of dialogues that a model by name is tuned on first
-    vocabulary: Annotated[int, Field(ge=512)] = (
+    vocabulary: Annotated[Count, Field(ge=512)] = (
         2048  # of the BPE trained on files: and hub: sources; worlds bring theirs
     )
     seed: Seed = 0
