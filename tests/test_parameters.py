@@ -204,7 +204,7 @@ def test_the_hint_for_a_list_or_section_that_papermill_hands_over_as_text_is_min
         ("data: !!python/object/apply:os.getcwd []\n", r"not readable as YAML"),
         ("data: 2020-13-45\n", r"line 1: '2020-13-45', expected a YAML timestamp"),
         ("data: !!int abc\n", r"line 1: 'abc', expected a YAML int"),
-        ("data: " + "[" * 3000, r"not readable as YAML"),
+        ("data: " + "[" * 3000, r"values in values in values, expected a few levels"),
     ],
 )
 def test_unusable_yaml(text, expected, tmp_path):

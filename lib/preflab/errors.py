@@ -6,7 +6,8 @@ import reprlib
 from typing import Any
 
 LONGEST = 293  # characters of a line; "error: " before it makes 300
-LONGEST_VALUE = 80  # characters of a value in it
+LONGEST_WORD = 121  # in it: of a path the end tells most
+LONGEST_VALUE = 80  # of a value in it
 DISK = tuple(os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO))
 MAKE_ROOM = "make room and give the same command again; what is finished is kept"
 
@@ -39,8 +40,9 @@ def shown(value: Any) -> str:
 
 
 def one_line(text: str) -> str:
-    """A text as one line that a terminal can show: control characters escaped, a long one without its middle."""
-    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(text.split()))
+    """A text as one line that a terminal can show: control characters escaped; what is long loses its middle."""
+    words = (word if len(word) <= LONGEST_WORD else f"{word[:40]}…{word[-80:]}" for word in text.split())
+    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(words))
     return line if len(line) <= LONGEST else f"{line[: LONGEST - 103]} … {line[-100:]}"
 
 

@@ -5,6 +5,7 @@ dataclass beside the code that uses it, and a section that is given says only wh
 alone checks nothing: it runs on when a name is misspelt and hands 1e-6 over as a string.
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, fields, is_dataclass
 from typing import Annotated, Any, Self
@@ -164,7 +165,7 @@ class Experiment(Parameters):
     def located(self, source: str) -> str:
         """A source whose `files:` path is absolute; a relative one begins at `data`, and that at the checkout."""
         kind, name = parse_source(source)
-        return f"files:{(project_root() / self.data / name).resolve()}" if kind == "files" else source
+        return f"files:{os.path.abspath(project_root() / self.data / name)}" if kind == "files" else source
 
     @property
     def base_model(self) -> Base:

@@ -80,7 +80,9 @@ def parse_yaml(text: str, where: str) -> Any:
         return yaml.load(text, _UniqueKeys)  # a SafeLoader
     except BadInput as error:
         raise BadInput(f"{where}: {error}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except RecursionError:
+        raise BadInput(f"{where}: values in values in values, expected a few levels") from None
+    except (yaml.YAMLError, ValueError) as error:
         raise BadInput(f"{where}: not readable as YAML: {' '.join(str(error).split())[:200]}") from None
 
 
@@ -92,7 +94,10 @@ def defaults(notebook: Path) -> dict[str, Any]:
         if not tagged:
             raise BadInput(f"{notebook}: no cell with the tag 'parameters', expected one")
         return literals(tagged[0])
-    _, _, after = notebook.read_text().partition(PARAMETERS_CELL)
+    try:
+        _, _, after = notebook.read_text(encoding="utf-8").partition(PARAMETERS_CELL)
+    except UnicodeDecodeError:
+        raise BadInput(f"{notebook}: not UTF-8; expected UTF-8 text") from None
     return literals(after.partition("\n# %%")[0])
 
 
