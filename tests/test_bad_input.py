@@ -117,8 +117,8 @@ VALUES = [
     pytest.param(p("train_pairs=100000"), "train_pairs=100000: world:", id="more pairs than the world has"),
     pytest.param(p("test_pairs=5000"), "test_pairs=5000: world:", id="more held-out pairs than the world has"),
     pytest.param(
-        p("settings={a: [world:conflict, harmless, harmless]}", "train_pairs=2400"),
-        "train_pairs=4800: world:conflict, harmless",
+        p("settings={a: [world:conflict, harmless, harmless]}", "train_pairs=1500"),
+        "train_pairs=1500 for each stage: world:conflict, harmless",
         id="more pairs than it has for both stages",
     ),
     pytest.param(p("settings={a: [world:nope, b, c]}"), "world:nope: no such world", id="no such world"),

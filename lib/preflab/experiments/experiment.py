@@ -147,15 +147,16 @@ class Experiment(Parameters):
         if self.base.model == TINY and len({world is None for world in found.values()}) > 1:
             raise BadInput("one tiny model cannot carry worlds and other sources, expected one kind")
 
-    def check_enough(self, source: str, objective: str, wanted: dict[str, int]) -> None:
-        """Raises BadInput if a world lacks the objective, or prompts for the `train_pairs` or `test_pairs`."""
+    def check_enough(self, source: str, objective: str, wanted: dict[str, int], stages: int = 1) -> None:
+        """Raises BadInput if a world lacks the objective, or prompts for these `train_pairs` or `test_pairs`."""
         if world := world_of(source):
             share = world.objective(objective).hazard_share
             for key, n in wanted.items():
                 try:
-                    pools(key.removesuffix("_pairs"), n, share)
+                    pools(key.removesuffix("_pairs"), n * stages, share)
                 except BadInput as error:
-                    raise BadInput(f"{key}={n}: {source}, {objective}: {error}") from None
+                    each = " for each stage" if stages > 1 else ""
+                    raise BadInput(f"{key}={n}{each}: {source}, {objective}: {error}") from None
 
     def check_there(self) -> None:
         super().check_there()

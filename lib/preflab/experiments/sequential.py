@@ -144,7 +144,7 @@ class Sequential(Experiment):
             raise ValueError(f"pair_training.batch_size={size}: expected at most train_pairs={self.train_pairs}")
         for setting in self.all_settings():
             if setting.repeats:  # Stage 2 has new pairs
-                self.check_enough(setting.source, setting.objectives[0], {"train_pairs": 2 * self.train_pairs})
+                self.check_enough(setting.source, setting.objectives[0], {"train_pairs": self.train_pairs}, stages=2)
         return self
 
     # --- stages

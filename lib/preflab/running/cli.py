@@ -201,9 +201,8 @@ def _run(name: str, profile: str, overrides: list[str], only_if_needed: bool = F
     """Check everything, execute, return the folder of the results."""
     files = notebooks.find_parameters(profile)
     if name not in files:
-        raise BadInput(
-            f"params/{profile}/{name}.yaml: no such file, expected one of: {', '.join(files) or 'none found'}"
-        )
+        known = ", ".join(files) or "none found"
+        raise BadInput(f"params/{profile}/{name}.yaml: no such file, expected one of: {known}")
     notebook = find_notebook(name)
     file = files[name]
     given = {"profile": profile, "name": name, **(read_yaml(file) if file else {})}
