@@ -3,6 +3,11 @@
 A row of the table is what is given and words of the line. It is tried in this process, where no kernel may start.
 """
 
+import errno
+import os
+import subprocess
+import sys
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,12 +15,16 @@ import jupytext
 import nbformat
 import pytest
 import torch
+from datasets import config
+from huggingface_hub import constants
 from typer.testing import CliRunner
 
 from preflab import hub
+from preflab.errors import BadInput
 from preflab.running import notebooks
 from preflab.running.cli import app
 from preflab.running.reading import defaults
+from preflab.running.records import made_in
 
 SOURCES = Path(__file__).resolve().parents[1] / "notebooks" / "src"
 FIRST, ROWS, LAST = "01_sequential_settings", "03_component_ablations", "04_coordinated_objectives"
@@ -281,3 +290,174 @@ def test_one_line_exit_code_2_and_nothing_written(given, words, checkout):
     assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
     assert len(result.stderr) <= 301 and result.stderr[:-1].isprintable()
     assert tree(checkout) == before
+
+
+# --- the disk -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("ename", "evalue"),
+    [
+        ("OSError", "[Errno 28] No space left on device: '/x/model'"),
+        ("OSError", "[Errno 122] Disk quota exceeded: '/x/model'"),
+        ("SafetensorError", "Error while serializing: I/O error: No space left on device (os error 28)"),
+        ("RuntimeError", "worker says\n[Errno 27] File too large"),
+    ],
+)
+def test_a_disk_that_is_full_in_a_kernel_is_bad_input_whatever_the_library_calls_it(ename, evalue, tmp_path):
+    with pytest.raises(BadInput, match="make room and give the same command again") as error:
+        notebooks._explain(ename, evalue, tmp_path / "output.ipynb", tmp_path / "results")
+    assert "\n" not in str(error.value) and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("ename", "evalue"),
+    [
+        ("MemoryError", "x"),
+        ("OutOfMemoryError", "CUDA out of memory"),
+        ("_ArrayMemoryError", "Unable to allocate 7 EiB"),
+        ("RuntimeError", "DefaultCPUAllocator: can't allocate memory: you tried to allocate 7 bytes"),
+    ],
+)
+def test_every_librarys_lack_of_memory_is_one(ename, evalue, tmp_path):
+    with pytest.raises(MemoryError):
+        notebooks._explain(ename, evalue, tmp_path / "output.ipynb", tmp_path / "results")
+
+
+def results_of_before(checkout):
+    folder = checkout / "results" / "default" / FIRST
+    folder.mkdir(parents=True)
+    for name in ("metrics.json", "provenance.json", "notebook.ipynb"):
+        (folder / name).write_text(f"old {name}")
+
+
+def leaves_results(source, output, given, kernel, folder, show):
+    """What a whole run leaves, without a kernel."""
+    made = made_in(output.parent)
+    made.mkdir()
+    for name in ("metrics.json", "provenance.json"):
+        (made / name).write_text('{"claims": []}')
+    output.write_bytes(source.read_bytes())
+
+
+@pytest.mark.parametrize("where", ["nbformat.write", "preflab.running.notebooks.write_json", "os.replace"])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_disk_that_is_full_is_one_line_and_leaves_the_old_results_whole(where, number, checkout, monkeypatch):
+    """Before the kernel, when results are signed, and when they take their place."""
+
+    def full(*_, **__):
+        raise OSError(number, os.strerror(number), "/x")
+
+    results_of_before(checkout)
+    before = tree(checkout)
+    monkeypatch.setattr(notebooks, "_run_papermill", leaves_results)
+    monkeypatch.setattr(where, full)
+    result = CliRunner().invoke(app, ["run", FIRST])
+    assert (result.exit_code, result.stderr) == (
+        2,
+        f"error: [Errno {number}] {os.strerror(number)}: '/x'; "
+        "make room and give the same command again; what is finished is kept\n",
+    )
+    assert tree(checkout) == before
+
+
+RUN_PAPERMILL = notebooks._run_papermill
+
+
+def test_a_disk_that_is_full_in_a_real_kernel(checkout, monkeypatch):
+    """A limit on the size of files stands for it."""
+    results_of_before(checkout)
+    notebook = nbformat.read(checkout / "notebooks" / f"{FIRST}.ipynb", as_version=4)
+    cell = (
+        "import resource, numpy\nfrom safetensors.numpy import save_file\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))\n"
+        "save_file({'x': numpy.zeros(10_000)}, 'weights')"
+    )
+    notebook.cells.append(nbformat.v4.new_code_cell(cell))
+    nbformat.write(notebook, checkout / "notebooks" / f"{FIRST}.ipynb")
+    before = tree(checkout)
+    monkeypatch.setattr(notebooks, "_run_papermill", RUN_PAPERMILL)
+    result = CliRunner().invoke(app, ["run", FIRST])
+    assert result.exit_code == 2 and result.stderr.count("\n") == 1, result.stderr
+    assert "File too large" in result.stderr and "make room" in result.stderr
+    (checkout / "weights").unlink(missing_ok=True)
+    assert tree(checkout) == before
+
+
+def test_a_bad_input_in_a_process_of_its_own(checkout):
+    """Libraries that write to stderr when they are imported or fail would show here alone."""
+    put(checkout / "params" / "quick" / f"{FIRST}.yaml", b"train_pairs: 1:30\n")
+    words = [sys.executable, "-m", "preflab.running.cli", "run", FIRST, "--profile", "quick"]
+    done = subprocess.run(words, cwd=checkout, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.count("\n") == 1 and "line 1: '1:30', expected a decimal number" in done.stderr
+
+
+def test_results_take_the_place_of_the_old_ones(checkout, monkeypatch):
+    results_of_before(checkout)
+    monkeypatch.setattr(notebooks, "_run_papermill", leaves_results)
+    result = CliRunner().invoke(app, ["run", FIRST])
+    assert result.exit_code == 0, result.stderr
+    folder = checkout / "results" / "default" / FIRST
+    assert not any("old" in file.read_text() for file in folder.iterdir()) and len(list(folder.iterdir())) == 3
+    assert len(list(folder.parent.iterdir())) == 1
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "null", "{}", '{"claims": [1]}', '{"claims": [{"id": "S1"}]}'])
+def test_results_that_are_not_what_a_run_writes_are_named(content, checkout, monkeypatch):
+    folder = checkout / "results" / "default" / FIRST
+    folder.mkdir(parents=True)
+    (folder / "metrics.json").write_text(content)
+    with pytest.raises(BadInput, match=rf"^{folder / 'metrics.json'}: ") as error:
+        notebooks.read_claims(folder)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff", b"[" * 100_000])
+def test_a_broken_provenance_is_not_up_to_date(content, tmp_path):
+    (tmp_path / "provenance.json").write_bytes(content)
+    assert not notebooks.up_to_date(nbformat.v4.new_notebook(), {}, tmp_path)
+
+
+def test_figures_that_cannot_be_written_leave_the_published_ones_whole(checkout, monkeypatch):
+    folder, published = checkout / "results" / "quick" / FIRST, checkout / "figures" / "quick" / FIRST
+    for parent in (folder, published):
+        parent.mkdir(parents=True)
+        (parent / "metrics.json").write_text(str(parent))
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/x")
+
+    before = tree(checkout)
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.copyfile", full)
+        result = CliRunner().invoke(app, ["publish", "--profile", "quick"])
+    assert result.exit_code == 2 and "No space left on device: '/x'; make room" in result.stderr
+    assert tree(checkout) == before
+    assert CliRunner().invoke(app, ["publish", "--profile", "quick"]).exit_code == 0
+    assert (published / "metrics.json").read_text() == str(folder) and len(list(published.parent.iterdir())) == 1
+
+
+# --- the hub --------------------------------------------------------------------------------------
+
+
+def test_a_hub_that_says_nothing_is_given_up_on(monkeypatch):
+    class Silent:
+        def head(self, *_, **__):
+            time.sleep(60)
+
+    monkeypatch.setattr(hub, "SECONDS", 0.2)
+    monkeypatch.setattr(hub, "get_session", Silent)
+    monkeypatch.setattr(hub, "_asked_to_stay_off", False)
+    for module in (constants, config):
+        monkeypatch.setattr(module, "HF_HUB_OFFLINE", False)
+    began = time.monotonic()
+    assert not hub.ask_hub_once() and time.monotonic() - began < 2
+    assert constants.HF_HUB_OFFLINE and config.HF_HUB_OFFLINE
+
+    monkeypatch.setattr(Silent, "head", lambda *_, **__: "an answer")
+    assert hub.ask_hub_once()  # the network is back
+    assert not constants.HF_HUB_OFFLINE and not config.HF_HUB_OFFLINE
+
+    monkeypatch.setattr(hub, "_asked_to_stay_off", True)  # HF_HUB_OFFLINE=1
+    assert not hub.ask_hub_once() and constants.HF_HUB_OFFLINE
