@@ -93,7 +93,7 @@ YAML = [
     pytest.param(yaml("data: !!python/name:os.system\n"), "could not determine a constructor", id="python tag"),
     pytest.param(yaml(f"train_pairs: {'9' * 5000}\n"), "line 1: '9999", id="5000 digits"),
     pytest.param(yaml(f"train_pairs: 0x{'f' * 5000}\n"), "train_pairs=<int>: ", id="5000 hexadecimal digits"),
-    pytest.param(yaml(f"data: {'[' * 5000}"), "values in values in values, expected a few", id="5000 brackets"),
+    pytest.param(yaml(f"data: {'[' * 2000}"), "values in values in values, expected a few", id="2000 brackets"),
     pytest.param(yaml("".join(f"{' ' * n}a:\n" for n in range(2000))), "values in values in values", id="2000 levels"),
     pytest.param(yaml("train_pairs: 1:30\n"), "line 1: '1:30', expected a decimal number", id="1:30 is not 90"),
     pytest.param(yaml("dpo: {beta: 1:30.5}\n"), "line 1: '1:30.5', expected a decimal number", id="1:30.5 is not 90.5"),
@@ -307,7 +307,7 @@ def test_one_line_exit_code_2_and_nothing_written(given, words, checkout):
 def test_a_disk_that_is_full_in_a_kernel_is_bad_input_whatever_the_library_calls_it(ename, evalue, tmp_path):
     with pytest.raises(BadInput, match="make room and give the same command again") as error:
         notebooks._explain(ename, evalue, tmp_path / "output.ipynb", tmp_path / "results")
-    assert "\n" not in str(error.value) and not list(tmp_path.iterdir())
+    assert str(error.value).startswith(evalue.splitlines()[-1]) and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

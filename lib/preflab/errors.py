@@ -6,7 +6,7 @@ import reprlib
 from typing import Any
 
 LONGEST = 293  # characters of a line; "error: " before it makes 300
-LONGEST_WORD = 121  # in it: of a path the end tells most
+LONGEST_WORD = 161  # in it: of a path the end tells most
 LONGEST_VALUE = 80  # of a value in it
 DISK = tuple(os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO))
 MAKE_ROOM = "make room and give the same command again; what is finished is kept"
@@ -41,9 +41,9 @@ def shown(value: Any) -> str:
 
 def one_line(text: str) -> str:
     """A text as one line that a terminal can show: control characters escaped; what is long loses its middle."""
-    words = (word if len(word) <= LONGEST_WORD else f"{word[:40]}…{word[-80:]}" for word in text.split())
+    words = (word if len(word) <= LONGEST_WORD else f"{word[:60]}…{word[-100:]}" for word in text.split())
     line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(words))
-    return line if len(line) <= LONGEST else f"{line[: LONGEST - 103]} … {line[-100:]}"
+    return line if len(line) <= LONGEST else f"{line[: LONGEST - 93]} … {line[-90:]}"
 
 
 def disk_fault(text: str) -> str | None:
@@ -51,7 +51,8 @@ def disk_fault(text: str) -> str | None:
 
     Python, safetensors, tokenizers and Arrow raise types of their own; the words are the system's.
     """
-    return f"{text.strip().splitlines()[0]}; {MAKE_ROOM}" if any(words in text for words in DISK) else None
+    said = next((line.strip() for line in text.splitlines() if any(words in line for words in DISK)), None)
+    return said and f"{said}; {MAKE_ROOM}"
 
 
 def machine_fault(error: Exception) -> str | None:

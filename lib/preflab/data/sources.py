@@ -15,7 +15,7 @@ import pyarrow.parquet
 
 from preflab.data.worlds.named import world_objectives
 from preflab.data.worlds.pairs import world_pairs
-from preflab.errors import BadInput, disk_fault
+from preflab.errors import BadInput, disk_fault, shown
 from preflab.hub import ask_hub_once
 from preflab.parsing import parse_json
 
@@ -45,7 +45,7 @@ def parse_source(source: str) -> tuple[str, str]:
     """("world" | "hub" | "files", name). Raises BadInput for any other kind of source, and for one without a name."""
     kind, _, name = str(source).partition(":")
     if kind not in ("world", "hub", "files") or not name:
-        raise BadInput(f"source is {source!r}; expected world:NAME, hub:REPO or files:PATH")
+        raise BadInput(f"source is {shown(source)}; expected world:NAME, hub:REPO or files:PATH")
     return kind, name
 
 

@@ -130,7 +130,7 @@ class Experiment(Parameters):
     @model_validator(mode="after")
     def _possible(self) -> Self:
         if len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"seeds={self.seeds}: expected different numbers")
+            raise ValueError(f"seeds={shown(self.seeds)}: expected different numbers")
         if self.base.sft_source and self.base.model == TINY:
             raise ValueError(
                 f"base.sft_source={self.base.sft_source!r}: expected none for base.model='tiny', "

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from preflab import rewards
 from preflab.claims.sequential import Cell
 from preflab.data.worlds import World
-from preflab.errors import BadInput
+from preflab.errors import BadInput, shown
 from preflab.experiments.experiment import Experiment
 from preflab.margins import STAGES, Outcome, accuracy, dpo_margin, outcome, policy_margin
 from preflab.methods.dpo import DPO
@@ -134,7 +134,7 @@ class Sequential(Experiment):
         rows = values.get("settings")
         for name, row in rows.items() if isinstance(rows, dict) else ():
             if isinstance(row, list) and row and not (isinstance(row[0], str) and SOURCE_PATTERN.match(row[0])):
-                raise ValueError(f"settings.{name}={row[0]!r}: expected world:NAME, hub:REPO or files:PATH")
+                raise ValueError(f"settings.{name}={shown(row[0])}: expected world:NAME, hub:REPO or files:PATH")
         return values
 
     @model_validator(mode="after")
