@@ -239,7 +239,7 @@ PLACES = [
 
 @pytest.fixture
 def checkout(tmp_path, monkeypatch):
-    """A checkout whose notebooks have a parameters cell alone, on a machine without network and GPU."""
+    """A checkout whose notebooks have a parameters cell alone, on a machine without GPU."""
     (tmp_path / "notebooks" / "src").mkdir(parents=True)
     (tmp_path / "params" / "quick").mkdir(parents=True)
     (tmp_path / "params" / "quick" / f"{FIRST}.yaml").write_text("seeds: [0]\n")
@@ -249,7 +249,6 @@ def checkout(tmp_path, monkeypatch):
         nbformat.write(jupytext.reads(text, "py:percent"), tmp_path / "notebooks" / f"{name}.ipynb")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(hub, "_answers", lambda: False)
     monkeypatch.setattr(notebooks, "_run_papermill", no_kernel)
     return tmp_path
 
@@ -441,11 +440,15 @@ def test_figures_that_cannot_be_written_leave_the_published_ones_whole(checkout,
 # --- the hub --------------------------------------------------------------------------------------
 
 
+ANSWERS = hub._answers  # as it is without this folder's fixture
+
+
 def test_a_hub_that_says_nothing_is_given_up_on(monkeypatch):
     class Silent:
         def head(self, *_, **__):
             time.sleep(60)
 
+    monkeypatch.setattr(hub, "_answers", ANSWERS)
     monkeypatch.setattr(hub, "SECONDS", 0.2)
     monkeypatch.setattr(hub, "get_session", Silent)
     monkeypatch.setattr(hub, "_asked_to_stay_off", False)

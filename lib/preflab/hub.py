@@ -2,10 +2,11 @@
 
 import threading
 
+from datasets import config
 from huggingface_hub import constants, get_session
 
 SECONDS = 3  # that the hub has to answer
-_asked_to_stay_off = constants.HF_HUB_OFFLINE  # by HF_HUB_OFFLINE=1
+_asked_to_stay_off = constants.HF_HUB_OFFLINE or config.HF_HUB_OFFLINE  # by HF_HUB_OFFLINE=1
 
 
 def ask_hub_once() -> bool:
@@ -13,8 +14,6 @@ def ask_hub_once() -> bool:
 
     They would try six times, for half a minute, and write two lines about each.
     """
-    from datasets import config
-
     there = not _asked_to_stay_off and _answers()
     constants.HF_HUB_OFFLINE = config.HF_HUB_OFFLINE = not there
     return there

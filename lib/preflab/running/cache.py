@@ -101,7 +101,8 @@ def _changed(folder: Path, measure: Callable[[Path], int | str]) -> str | None:
     kind = "size" if measure is _size else "sha256"
     try:
         files = json.loads((folder / MANIFEST).read_text())["files"]
-        return next((name for name, stored in files.items() if measure(folder / name) != stored[kind]), None)
+        wrong = (name for name, stored in files.items() if measure(folder / name) != stored[kind])
+        return next(wrong, None) if files else MANIFEST
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return MANIFEST
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import nbformat
 import yaml
 
 from preflab.cells import literals
@@ -14,12 +13,14 @@ from preflab.errors import BadInput, first_line, shown
 from preflab.paths import project_root
 
 if TYPE_CHECKING:
+    import nbformat
+
     from preflab.experiments.experiment import Parameters
 
 PARAMETERS_CELL = '# %% tags=["parameters"]\n'
 
 
-class _UniqueKeys(yaml.SafeLoader):
+class _WithoutTraps(yaml.SafeLoader):
     """YAML without its traps; whatever PyYAML raises of a value names its line.
 
     A key given twice: PyYAML would keep the last and say nothing. 1:30 and 010: it would read 90 and 8. An alias: a few
@@ -77,7 +78,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def parse_yaml(text: str, where: str) -> Any:
     """The value that a YAML text stands for. Raises BadInput that begins with `where`."""
     try:
-        return yaml.load(text, _UniqueKeys)  # a SafeLoader
+        return yaml.load(text, _WithoutTraps)  # a SafeLoader
     except BadInput as error:
         raise BadInput(f"{where}: {error}") from None
     except RecursionError:
@@ -101,8 +102,10 @@ def defaults(notebook: Path) -> dict[str, Any]:
     return literals(after.partition("\n# %%")[0])
 
 
-def read_notebook(path: Path) -> nbformat.NotebookNode:
+def read_notebook(path: Path) -> "nbformat.NotebookNode":
     """A notebook, in the format of today. Raises BadInput for a file that is none."""
+    import nbformat  # slow, and a kernel needs none of it
+
     try:
         with warnings.catch_warnings(action="ignore"):  # of cells without ids
             return nbformat.read(path, as_version=4)
