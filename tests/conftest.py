@@ -10,6 +10,7 @@ import torch
 import transformers
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
+from preflab import hub
 from preflab.data.worlds import get_world, preference_pairs, vocabulary
 from preflab.likelihood import encode_pairs
 from preflab.models import Lora, Shape, tiny_model, trainable
@@ -24,6 +25,12 @@ def pytest_configure(config):
     datasets.disable_progress_bars()
     transformers.logging.set_verbosity_error()
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    """No test asks the hub, and every test finds it out of reach."""
+    monkeypatch.setattr(hub, "_answers", lambda: False)
 
 
 @pytest.fixture

@@ -240,7 +240,21 @@ def test_what_is_deposited_is_written_once_and_is_an_entry_like_any_other(root):
 
 
 @pytest.mark.parametrize(
-    "manifest", [None, "", "{", "{}", "[]", "null", '{"files": null}', '{"files": [1]}', '{"files": {"log.json": 6}}']
+    "manifest",
+    [
+        None,
+        "",
+        "{",
+        "{}",
+        "[]",
+        "null",
+        '{"files": null}',
+        '{"files": {}}',
+        "[" * 100_000,
+        "9" * 5000,
+        '{"files": [1]}',
+        '{"files": {"log.json": 6}}',
+    ],
 )
 def test_a_broken_manifest_is_named(manifest, root):
     file = Cache(root).folder(STAGE) / "manifest.json"

@@ -202,9 +202,9 @@ def test_the_hint_for_a_list_or_section_that_papermill_hands_over_as_text_is_min
         ("", r"expected a mapping"),
         ("data: [1,\n", r"not readable as YAML: .*line 2"),
         ("data: !!python/object/apply:os.getcwd []\n", r"not readable as YAML"),
-        ("data: 2020-13-45\n", r"not readable as YAML: month must be in 1..12"),
-        ("data: !!int abc\n", r"not readable as YAML: invalid literal"),
-        ("data: " + "[" * 3000, r"not readable as YAML"),
+        ("data: 2020-13-45\n", r"line 1: '2020-13-45', expected a YAML timestamp"),
+        ("data: !!int abc\n", r"line 1: 'abc', expected a YAML int"),
+        ("data: " + "[" * 3000, r"values in values in values, expected a few levels"),
     ],
 )
 def test_unusable_yaml(text, expected, tmp_path):

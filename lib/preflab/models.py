@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM, GPTNeoXConfig, LlamaConfig, PreTr
 
 from preflab.attention import FUSED
 from preflab.errors import BadInput, first_line
-from preflab.settings import Count, Share, settings
+from preflab.hub import ask_hub_once
+from preflab.settings import Count, CountOrNone, Share, settings
 
 LORA_TARGETS = {  # every linear projection of a block, as in paper S
     "gpt_neox": ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"],
@@ -28,10 +29,10 @@ class Shape:
     """Shape of a model that is built from scratch."""
 
     architecture: Literal["gpt_neox", "llama"] = "gpt_neox"
-    hidden_size: Annotated[int, Field(ge=8)] = 64
+    hidden_size: Annotated[Count, Field(ge=8)] = 64
     layers: Count = 3
     heads: Count = 4
-    context: Annotated[int, Field(ge=16)] = 64  # tokens of prompt and response
+    context: Annotated[Count, Field(ge=16)] = 64  # tokens of prompt and response
 
     def __post_init__(self):
         if self.hidden_size % self.heads:
@@ -68,6 +69,8 @@ def load_model(
     **config,
 ) -> PreTrainedModel:
     """A saved or hub model, safetensors only, no remote code. Raises BadInput where it is out of reach."""
+    if not Path(name).is_dir():
+        ask_hub_once()
     try:
         model = kind.from_pretrained(
             name,
@@ -97,8 +100,8 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folde
 class Lora:
     """Section `lora`: an adapter on every projection of a block. Rank 0 means full fine-tuning."""
 
-    rank: Annotated[int, Field(ge=0)] = 8
-    alpha: Annotated[int, Field(ge=0)] = 16
+    rank: CountOrNone = 8
+    alpha: CountOrNone = 16
     dropout: Share = 0.0
 
 

@@ -12,8 +12,10 @@ settings = dataclass(frozen=True, config=STRICT)  # a decorator: names, types an
 INCIDENTAL = "incidental"  # a field's metadata: it decides how, not what, and is no part of a stage's identity
 
 LARGEST_SEED = 2**31 - 1
+LARGEST_COUNT = 10**7  # what is larger is a slip of the hand, and would fill the memory first
 
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=LARGEST_COUNT)]
+CountOrNone = Annotated[int, Field(ge=0, le=LARGEST_COUNT)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]

@@ -1,11 +1,13 @@
 """Tokenizers: a word each for worlds, byte-level BPE for a reader's own texts, a model's own by name."""
 
 from collections.abc import Iterable
+from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from preflab.errors import BadInput, first_line
+from preflab.hub import ask_hub_once
 
 SPECIAL_TOKENS = ["<pad>", "<unk>", "<eos>", "<user>", "<assistant>"]
 CHAT_TEMPLATE = (
@@ -64,6 +66,8 @@ def load_tokenizer(name: str, revision: str | None = None, plain: bool = False) 
     With `plain`, one without a template gets PLAIN_TEMPLATE: for a model that SFT is about to teach it.
     Raises BadInput where it cannot be loaded or lacks a template.
     """
+    if not Path(name).is_dir():
+        ask_hub_once()
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
     except (OSError, ValueError) as error:

@@ -1,13 +1,12 @@
 """Texts without a preference: dialogues that a model is tuned on, and instructions that it is asked to answer."""
 
-from pathlib import Path
-
 import datasets
 import huggingface_hub
 import numpy as np
 
-from preflab.data.sources import file_tables, hub_tables, parse_source, read_rows
+from preflab.data.sources import file_tables, hub_tables, parse_source, place, read_rows
 from preflab.errors import BadInput
+from preflab.hub import ask_hub_once
 
 
 def dialogues(source: str, n: int, rng: np.random.Generator) -> datasets.Dataset:
@@ -43,13 +42,15 @@ def instructions(source: str, revision: str | None = None) -> list[dict]:
     kind, name = parse_source(source)
     if kind == "world":
         raise BadInput(f"alpaca_eval={source!r}: expected hub:REPO or files:PATH")
+    if kind == "hub":
+        ask_hub_once()
     try:  # one file is fetched, because the repository is a script and `datasets` no longer runs scripts
         path = name if kind == "files" else huggingface_hub.hf_hub_download(
             name, "alpaca_eval.json", repo_type="dataset", revision=revision
         )  # fmt: skip
     except (OSError, huggingface_hub.errors.HfHubHTTPError):
         raise BadInput(f"{source}: alpaca_eval.json is out of reach; expected a network and a public repo") from None
-    rows = read_rows(Path(path).expanduser())
+    rows = read_rows(place(path))
     if not rows:
         raise BadInput(f"{path}: no rows, expected AlpacaEval's prompts")
     for n, row in enumerate(rows, 1):

@@ -1,7 +1,7 @@
 """Where data come from: worlds, the hub and files. Each gives tables of rows."""
 
 import gzip
-import json
+import os
 import re
 import zlib
 from collections.abc import Iterator
@@ -15,7 +15,9 @@ import pyarrow.parquet
 
 from preflab.data.worlds.named import world_objectives
 from preflab.data.worlds.pairs import world_pairs
-from preflab.errors import BadInput
+from preflab.errors import BadInput, disk_fault, shown
+from preflab.hub import ask_hub_once
+from preflab.parsing import parse_json
 
 HH_OBJECTIVES = ["harmless-base", "helpful-base", "helpful-online", "helpful-rejection-sampled"]
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".parquet")
@@ -43,7 +45,7 @@ def parse_source(source: str) -> tuple[str, str]:
     """("world" | "hub" | "files", name). Raises BadInput for any other kind of source, and for one without a name."""
     kind, _, name = str(source).partition(":")
     if kind not in ("world", "hub", "files") or not name:
-        raise BadInput(f"source is {source!r}; expected world:NAME, hub:REPO or files:PATH")
+        raise BadInput(f"source is {shown(source)}; expected world:NAME, hub:REPO or files:PATH")
     return kind, name
 
 
@@ -57,8 +59,8 @@ def named_objectives(kind: str, name: str) -> list[str]:
         return world_objectives(name)
     if kind == "hub":
         return HH_OBJECTIVES if name == "Anthropic/hh-rlhf" else []
-    path = Path(name).expanduser()
-    if not path.is_dir() or _data_files(path):
+    path = place(name)
+    if not os.path.isdir(path) or _data_files(path):
         return []
     return sorted(folder.name for folder in path.iterdir() if _data_files(folder))
 
@@ -87,13 +89,18 @@ def file_tables(name: str, folder: str | None) -> list[Table]:
 
     Raises BadInput if there is no such path, the folder has no data files or a file cannot be read.
     """
-    path = Path(name).expanduser() / (folder or "")
-    if not path.exists():
+    path = place(name) / (folder or "")
+    if not os.path.exists(path):
         raise BadInput(f"files:{name}: no such path; expected a file or a folder")
     files = _data_files(path) if path.is_dir() else [path]
     if not files:
         raise BadInput(f"files:{name}: no data in this folder; expected {', '.join(SUFFIXES)}")
     return [Table(str(file), _split_of(file.name), read_rows(file)) for file in files]
+
+
+def place(name: str) -> Path:
+    """A path as a reader writes it: ~ is a home, and stays as it is where there is no such user."""
+    return Path(os.path.expanduser(name))
 
 
 def _split_of(name: str) -> str:
@@ -115,10 +122,10 @@ def read_rows(path: Path) -> list[dict]:
         opened = gzip.open if path.suffix == ".gz" else open
         with opened(path, "rt", encoding="utf-8-sig") as text:
             if path.suffix == ".json":
-                rows = _parse_json(text.read(), f"{path}: line", 1)
+                rows = parse_json(text.read(), str(path))
             else:
                 lines = ((n, line) for n, line in enumerate(text, 1) if line.strip())
-                rows = [_parse_json(line, f"{path}: line", n) for n, line in lines]
+                rows = [parse_json(line, str(path), n) for n, line in lines]
     except UnicodeDecodeError:
         raise BadInput(f"{path}: not UTF-8; expected UTF-8 text") from None
     except (EOFError, zlib.error, gzip.BadGzipFile):
@@ -135,20 +142,15 @@ def read_rows(path: Path) -> list[dict]:
     return rows
 
 
-def _parse_json(text: str, where: str, line: int):
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        at = f"{where} {line + error.lineno - 1}, column {error.colno}"
-        raise BadInput(f"{at}: {error.msg.removesuffix(' at')}; expected valid JSON") from None
-
-
 def _load(repo: str, folder: str | None, revision: str | None) -> datasets.DatasetDict:
     """Load from the hub or its cache. Only data files are read: `datasets` no longer runs the code of a repo."""
     where = f"hub:{repo}" + (f" at revision {revision}" if revision else "")
+    ask_hub_once()
     try:
         return datasets.load_dataset(repo, data_dir=folder, revision=revision)
     except Exception as error:  # the hub's many errors become one line each, whatever their class
+        if fault := disk_fault(str(error)):
+            raise BadInput(f"{where}: {fault}") from None
         if isinstance(error, ConnectionError) or "find cache" in str(error):
             hint = "expected a network, or a copy in the cache and HF_HUB_OFFLINE=1"
             raise BadInput(f"{where}: the hub cannot be reached; {hint}") from None

@@ -38,7 +38,7 @@ def rating_of(row: dict, key: str, scale: tuple[int, int], where: str) -> float 
         return None
     try:
         number = float("nan") if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):  # an integer may be larger than any float
         number = float("nan")
     if not scale[0] <= number <= scale[1]:  # also false for nan
         expected = f"expected a number from {scale[0]} to {scale[1]}, or 'N/A'"

@@ -14,7 +14,7 @@ class Benchmarks(Parameters):
     """90_benchmarks."""
 
     batch_size: Count  # pairs a step of DPO, and of the batch that G is measured on
-    samples: Annotated[int, Field(ge=4, multiple_of=2)]  # an iteration of PPO: sampled, then trained on
+    samples: Annotated[Count, Field(ge=4, multiple_of=2)]  # an iteration of PPO: sampled, then trained on
     max_new_tokens: Count
     steps: Count  # timed steps of each turn
     turns: Count  # of each side, alternating

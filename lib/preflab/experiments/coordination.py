@@ -55,8 +55,8 @@ class Coordination(Variants):
     """04_coordinated_objectives."""
 
     variants: Annotated[dict[str, Contender], Field(min_length=1)]
-    validation: Annotated[int, Field(ge=2)]  # held-out prompts that candidates are chosen on
-    report: Annotated[int, Field(ge=2)]  # held-out prompts that everything is reported on
+    validation: Annotated[Count, Field(ge=2)]  # held-out prompts that candidates are chosen on
+    report: Annotated[Count, Field(ge=2)]  # held-out prompts that everything is reported on
     sweep_seeds: Count  # the first so many seeds choose
     alpaca_eval: Source | None
     sample_training: SampleTraining = SampleTraining(iterations=16)

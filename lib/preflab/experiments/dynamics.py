@@ -85,6 +85,8 @@ class Dynamics(Experiment):
             raise ValueError(
                 f"final_objective={self.final_objective!r}: expected one with final_source and none without"
             )
+        if self.final_source:
+            self.check_enough(self.final_source, self.final_objective, {"test_pairs": self.test_pairs})
         self._check_reward("reward.kind", self.reward.kind)
         return self
 
@@ -135,7 +137,7 @@ class Dynamics(Experiment):
         return row.resolved_method({DPO: self.dpo, PPO: self.ppo})
 
     def check_row(self, name: str, row: Variant) -> None:
-        """Raises BadInput for a rule, an argument or a group that cannot be."""
+        """Raises BadInput for a rule, an argument, a group or a budget that cannot be."""
         try:
             row.resolved_rule()
             method, size = self.method_of(row), self.sample_training.batch_size
@@ -143,6 +145,8 @@ class Dynamics(Experiment):
                 raise BadInput(
                     f"group_size={method.samples_a_prompt}: expected a divisor of sample_training.batch_size={size}"
                 )
+            most = self._updates_of(self.train_pairs) if row.from_pairs else self.sample_training.iterations
+            _share_of(most, row.budget)
         except BadInput as error:
             raise BadInput(f"variants.{name}: {error}") from None
 
@@ -159,15 +163,17 @@ class Dynamics(Experiment):
             "live": Live(row.live_every, self.max_new_tokens, size) if row.live_every else None,
         }
         if row.from_pairs:
-            updates = round(row.budget * self._updates_from_pairs(seed)) if row.budget < 1 else None
+            updates = _share_of(self._updates_from_pairs(seed), row.budget) if row.budget < 1 else None
             return TrainingFromPairs(**common, loop=self.pair_training, order=seed, updates=updates)
-        loop = replace(self.sample_training, iterations=round(self.sample_training.iterations * row.budget))
+        loop = replace(self.sample_training, iterations=_share_of(self.sample_training.iterations, row.budget))
         reward = self.reward_stage(row.reward)
         return TrainingFromSamples(**common, loop=loop, reward=reward, max_new_tokens=self.max_new_tokens)
 
     def _updates_from_pairs(self, seed: int) -> int:
-        loop = self.pair_training
-        return len(self.pairs.load(seed).train) // loop.batch_size * loop.epochs
+        return self._updates_of(len(self.pairs.load(seed).train))
+
+    def _updates_of(self, pairs: int) -> int:
+        return pairs // self.pair_training.batch_size * self.pair_training.epochs
 
     def updates_of(self, training: Training) -> tuple[int, int]:
         """Updates of the optimiser in all, and between two measurements."""
@@ -242,6 +248,13 @@ class Dynamics(Experiment):
         iteration = n * (2 + values) + loop.epochs * n * 3 * (1 + values)
         look = n * (1 + 3) + n * 3  # c is there
         return loop.iterations * iteration + _looks(loop.iterations, every) * look
+
+
+def _share_of(updates: int, budget: float) -> int:
+    """So many of the updates. Raises BadInput if they are none."""
+    if not (share := round(updates * budget)):
+        raise BadInput(f"budget={budget}: no update of {updates}, expected one at least")
+    return share
 
 
 def _looks(steps: int, every: int | None) -> int:

@@ -5,6 +5,7 @@ dataclass beside the code that uses it, and a section that is given says only wh
 alone checks nothing: it runs on when a name is misspelt and hands 1e-6 over as a string.
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, fields, is_dataclass
 from typing import Annotated, Any, Self
@@ -12,9 +13,11 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from preflab.cells import injected_names, warn_of_near_misses
+from preflab.data.pairs import check_there
 from preflab.data.sources import parse_source
-from preflab.errors import BadInput
-from preflab.experiments.explain import explain, hint, shown
+from preflab.data.worlds.language import pools
+from preflab.errors import BadInput, shown
+from preflab.experiments.explain import explain, hint
 from preflab.hardware import Hardware
 from preflab.models import Lora
 from preflab.paths import project_root
@@ -75,6 +78,10 @@ class Parameters(BaseModel):
     def _unknown(cls, key: str, value: Any) -> str:
         return f"{key}={shown(value)}: no such parameter, expected one of: {', '.join(sorted(cls.model_fields))}"
 
+    def check_there(self) -> None:
+        """Raises BadInput for what this machine lacks: the device; files, and a hub's data without a network."""
+        self.hardware.resolved()
+
     def values(self) -> dict[str, Any]:
         """Every value in force, by its name; those of sections as section.name."""
         return dict(_flat({name: getattr(self, name) for name in type(self).model_fields}))
@@ -115,7 +122,7 @@ class Experiment(Parameters):
     data: str  # folder that files: sources are relative to
     revision: str | None  # of hub: sources; recorded
     train_pairs: Count
-    test_pairs: Annotated[int, Field(ge=8)]
+    test_pairs: Annotated[Count, Field(ge=8)]
     pairs_per_prompt: Count | None  # a limit where one prompt has many replies; None: all
     max_new_tokens: Count
     seeds: Annotated[list[Seed], Field(min_length=1)]
@@ -130,7 +137,7 @@ class Experiment(Parameters):
     @model_validator(mode="after")
     def _possible(self) -> Self:
         if len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"seeds={self.seeds}: expected different numbers")
+            raise ValueError(f"seeds={shown(self.seeds)}: expected different numbers")
         if self.base.sft_source and self.tiny:
             raise ValueError(
                 f"base.sft_source={self.base.sft_source!r}: expected none for base.model='tiny', "
@@ -140,13 +147,28 @@ class Experiment(Parameters):
         return self
 
     def _check_sources(self) -> None:
-        """Worlds and their objectives must exist, and one tiny base model speaks one kind of source only."""
+        """Worlds must exist and have enough, and one tiny base model speaks one kind of source only."""
         found = {source: world_of(source) for source, _ in self.sources()}
         for source, objective in self.sources():
-            if found[source]:
-                found[source].objective(objective)
+            self.check_enough(source, objective, {"train_pairs": self.train_pairs, "test_pairs": self.test_pairs})
         if self.tiny and len({world is None for world in found.values()}) > 1:
             raise BadInput("one tiny model cannot carry worlds and other sources, expected one kind")
+
+    def check_enough(self, source: str, objective: str, wanted: dict[str, int], stages: int = 1) -> None:
+        """Raises BadInput if a world lacks the objective, or prompts for these `train_pairs` or `test_pairs`."""
+        if world := world_of(source):
+            share = world.objective(objective).hazard_share
+            for key, n in wanted.items():
+                try:
+                    pools(key.removesuffix("_pairs"), n * stages, share)
+                except BadInput as error:
+                    each = " for each stage" if stages > 1 else ""
+                    raise BadInput(f"{key}={n}{each}: {source}, {objective}: {error}") from None
+
+    def check_there(self) -> None:
+        super().check_there()
+        for source, objective in dict.fromkeys(self.sources()):
+            check_there(self.located(source), objective, self.revision)
 
     @property
     def tiny(self) -> bool:
@@ -155,7 +177,7 @@ class Experiment(Parameters):
     def located(self, source: str) -> str:
         """A source whose `files:` path is absolute; a relative one begins at `data`, and that at the checkout."""
         kind, name = parse_source(source)
-        return f"files:{(project_root() / self.data / name).resolve()}" if kind == "files" else source
+        return f"files:{os.path.abspath(project_root() / self.data / name)}" if kind == "files" else source
 
     @property
     def base_model(self) -> Base:

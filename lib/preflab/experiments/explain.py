@@ -4,13 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-LONGEST = 80  # characters of a value that are shown
-
-
-def shown(value: Any) -> str:
-    """A value as text, shortened in its middle."""
-    text = repr(value)
-    return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} … {text[-LONGEST // 4 :]}"
+from preflab.errors import shown
 
 
 def explain(error: Mapping[str, Any], section: str = "") -> str:

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from preflab import rewards
 from preflab.claims.sequential import Cell
 from preflab.data.worlds import World
-from preflab.errors import BadInput
+from preflab.errors import BadInput, shown
 from preflab.experiments.experiment import Experiment
 from preflab.margins import STAGES, Outcome, accuracy, dpo_margin, outcome, policy_margin
 from preflab.methods.dpo import DPO
@@ -120,7 +120,7 @@ class Sequential(Experiment):
     settings: Annotated[dict[str, Annotated[list[str], Field(min_length=3, max_length=3)]], Field(min_length=1)]
     prompts: Count  # held-out prompts per objective that each stage answers
     stage2_reference: Literal["base", "stage1"]
-    resamples: Annotated[int, Field(ge=100)]  # draws behind the intervals of S2 and S4
+    resamples: Annotated[Count, Field(ge=100)]  # draws behind the intervals of S2 and S4
     dpo: DPO = DPO(beta=0.3)  # paper S
     pair_training: PairTraining = PairTraining(learning_rate=2e-3, warmup_share=0.1, checkpoint_every=200)
     lora: Lora = Lora(rank=8, alpha=16)
@@ -134,7 +134,7 @@ class Sequential(Experiment):
         rows = values.get("settings")
         for name, row in rows.items() if isinstance(rows, dict) else ():
             if isinstance(row, list) and row and not (isinstance(row[0], str) and SOURCE_PATTERN.match(row[0])):
-                raise ValueError(f"settings.{name}={row[0]!r}: expected world:NAME, hub:REPO or files:PATH")
+                raise ValueError(f"settings.{name}={shown(row[0])}: expected world:NAME, hub:REPO or files:PATH")
         return values
 
     @model_validator(mode="after")
@@ -142,6 +142,9 @@ class Sequential(Experiment):
         size = self.pair_training.batch_size
         if size > self.train_pairs:
             raise ValueError(f"pair_training.batch_size={size}: expected at most train_pairs={self.train_pairs}")
+        for setting in self.all_settings():
+            if setting.repeats:  # Stage 2 has new pairs
+                self.check_enough(setting.source, setting.objectives[0], {"train_pairs": self.train_pairs}, stages=2)
         return self
 
     # --- stages

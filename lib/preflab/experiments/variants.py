@@ -5,8 +5,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from preflab.errors import BadInput
-from preflab.experiments.explain import explain, shown
+from preflab.errors import BadInput, shown
+from preflab.experiments.explain import explain
 from preflab.methods import METHODS
 from preflab.methods.method import PairMethod, SampleMethod
 from preflab.rules import RULES, Plain, Rule, Until, try_out

@@ -6,14 +6,14 @@ import torch
 from pydantic import Field
 
 from preflab.methods.method import SampleMethod
-from preflab.settings import settings
+from preflab.settings import Count, settings
 
 
 @settings
 class GroupMethod(SampleMethod):
     """Samples are in the order of their prompts, `group_size` in a row to one prompt."""
 
-    group_size: Annotated[int, Field(ge=2)] = 4
+    group_size: Annotated[Count, Field(ge=2)] = 4
 
     @property
     def samples_a_prompt(self) -> int:

@@ -60,7 +60,8 @@ class Cache:
 
     def _build(self, stage: Stage, folder: Path, build: Callable[[Path], None]) -> None:
         partial = folder.with_name(f"{folder.name}.partial")
-        partial.mkdir(exist_ok=True)
+        with self._writable():
+            partial.mkdir(exist_ok=True)
         build(partial)
         files = sorted(f for f in partial.rglob("*") if f.is_file() and f.name != MANIFEST)
         stored = {str(f.relative_to(partial)): {"size": _size(f), "sha256": _sha256(f)} for f in files}
@@ -70,15 +71,20 @@ class Cache:
     @contextmanager
     def _locked(self, name: str) -> Iterator[None]:
         lock = FileLock(self.root / f"{name}.lock")
-        try:
+        with self._writable():
             self.root.mkdir(parents=True, exist_ok=True)
             lock.acquire()
-        except OSError as error:
-            raise BadInput(f"cache {self.root}: not writable ({error.strerror})") from error
         try:
             yield
         finally:
             lock.release()
+
+    @contextmanager
+    def _writable(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise BadInput(f"cache {self.root}: not writable ({error.strerror})") from error
 
     def check(self) -> Iterator[tuple[Path, str | None]]:
         """Every finished entry, with the first file whose hash is not the stored one; None if all are as stored."""
@@ -95,8 +101,9 @@ def _changed(folder: Path, measure: Callable[[Path], int | str]) -> str | None:
     kind = "size" if measure is _size else "sha256"
     try:
         files = json.loads((folder / MANIFEST).read_text())["files"]
-        return next((name for name, stored in files.items() if measure(folder / name) != stored[kind]), None)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        wrong = (name for name, stored in files.items() if measure(folder / name) != stored[kind])
+        return next(wrong, None) if files else MANIFEST
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return MANIFEST
 
 

@@ -16,11 +16,12 @@ from typer.core import TyperGroup
 
 import preflab
 from preflab import paths
-from preflab.errors import BadInput
+from preflab.errors import BadInput, machine_fault, one_line
 from preflab.progress import show_with
 from preflab.running import notebooks
 from preflab.running.cache import Cache
-from preflab.running.reading import find_notebook, parse_yaml, read_yaml, resolve
+from preflab.running.reading import find_notebook, parse_yaml, read_notebook, read_yaml, resolve
+from preflab.running.records import staging_of, take_place
 
 EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED = 2, 1, 128 + signal.SIGINT
 
@@ -42,7 +43,11 @@ class _OneLineErrors(TyperGroup):
                 "interrupted; what is trained is kept, and the same command goes on from there",
                 EXIT_INTERRUPTED,
             )
-        typer.echo(f"error: {' '.join(message.split())}", err=True)
+        except Exception as error:
+            message, code = machine_fault(error), EXIT_BAD_INPUT
+            if message is None:
+                raise
+        typer.echo(f"error: {one_line(message)}", err=True)
         raise typer.Exit(code)
 
 
@@ -156,10 +161,14 @@ def publish(profile: Profile = "full") -> None:
             raise BadInput(f"{metrics}: no such file, expected the results of {name}; {hint}")
     for name in names:
         source, target = paths.results_root() / profile / name, root / "figures" / profile / name
-        shutil.rmtree(target, ignore_errors=True)  # figures that are no longer drawn go
-        target.mkdir(parents=True)
-        for file in sorted([*source.glob("*.png"), *source.glob("*.json")]):
-            shutil.copyfile(file, target / file.name)
+        staging = staging_of(target, os.getpid())
+        try:
+            staging.mkdir(parents=True)
+            for file in sorted([*source.glob("*.png"), *source.glob("*.json")]):
+                shutil.copyfile(file, staging / file.name)
+            take_place(staging, target)  # figures that are no longer drawn go
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
         typer.echo(target)
 
 
@@ -184,7 +193,9 @@ def sync() -> None:
         source = notebook.parent / "src" / f"{notebook.stem}.py"
         text = jupytext.writes(jupytext.read(notebook), fmt="py:percent")
         if not source.exists() or source.read_text() != text:
-            source.write_text(text)
+            staged = source.with_suffix(".new")
+            staged.write_text(text)
+            os.replace(staged, source)
             typer.echo(source)
 
 
@@ -207,20 +218,24 @@ def clear_cache() -> None:
 
 
 def _cache() -> Cache:
-    return Cache(paths.results_root() / "cache")
+    root = paths.results_root() / "cache"
+    if root.exists() and not root.is_dir():
+        raise BadInput(f"cache {root}: is a file, expected a folder")
+    return Cache(root)
 
 
 def _run(name: str, profile: str, overrides: list[str], only_if_needed: bool = False) -> Path:
     """Check everything, execute, return the folder of the results."""
     files = notebooks.find_parameters(profile)
     if name not in files:
-        raise BadInput(f"params/{profile}/{name}.yaml: no such file, expected one of: {', '.join(files)}")
+        known = ", ".join(files) or "none found"
+        raise BadInput(f"params/{profile}/{name}.yaml: no such file, expected one of: {known}")
     notebook = find_notebook(name)
     file = files[name]
     given = {"profile": profile, "name": name, **(read_yaml(file) if file else {})}
     words = [f for override in overrides for f in ("-p", override)]
     command = shlex.join(["preflab", "run", name, "--profile", profile, *words])
-    cells = nbformat.read(notebook, as_version=4)
+    cells = read_notebook(notebook)
     folder = notebooks.results_folder(str(given["profile"]), str(given["name"]))
     if only_if_needed and notebooks.up_to_date(cells, given, folder):
         typer.echo(f"{name}  up to date", err=True)
@@ -229,7 +244,7 @@ def _run(name: str, profile: str, overrides: list[str], only_if_needed: bool = F
     if overrides:
         given = _laid_over(given, _parse(overrides), parameters)
         parameters = resolve(notebook, given, "-p")
-    parameters.hardware.resolved()  # the device must be there
+    parameters.check_there()
     folder = notebooks.results_folder(parameters.profile, parameters.name)
     _execute(cells, given, folder, command)
     return folder
@@ -256,7 +271,7 @@ def _parse(overrides: list[str]) -> dict[str, Any]:
             raise BadInput(f"-p {override}: {key} is given twice, expected once")
         given[key] = parse_yaml(value, f"-p {override}")
     _begin_here(given, "data")
-    if isinstance(base := given.get("base"), dict) and Path(str(base.get("model"))).expanduser().exists():
+    if isinstance(base := given.get("base"), dict) and os.path.exists(os.path.expanduser(str(base.get("model")))):
         from preflab.stages.base import TINY  # imports torch, as the check of the parameters does next
 
         if base["model"] != TINY:
@@ -267,7 +282,7 @@ def _parse(overrides: list[str]) -> dict[str, Any]:
 def _begin_here(given: dict[str, Any], key: str) -> None:
     """A path of the command line is relative to where the command was given; a notebook's, to the checkout."""
     if isinstance(path := given.get(key), str):
-        given[key] = os.path.relpath(Path(path).expanduser(), paths.project_root())
+        given[key] = os.path.relpath(os.path.expanduser(path), paths.project_root())
 
 
 def _execute(notebook: nbformat.NotebookNode, given: dict, folder: Path, command: str) -> nbformat.NotebookNode:

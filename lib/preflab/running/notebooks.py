@@ -1,6 +1,5 @@
 """Executing notebooks without JupyterLab: papermill, with checked parameters and nothing left behind."""
 
-import json
 import logging
 import os
 import platform
@@ -21,10 +20,11 @@ from nbclient.exceptions import DeadKernelError
 
 from preflab import paths
 from preflab.cells import literals
-from preflab.errors import BadInput
+from preflab.errors import BadInput, disk_fault
+from preflab.parsing import read_json
 from preflab.running.code import package
 from preflab.running.identity import digest, library_versions
-from preflab.running.records import PROGRESS, staging_of, write_json
+from preflab.running.records import PROGRESS, made_in, staging_of, take_place, write_json
 
 DEFAULT = "default"
 LANGUAGE = {  # what JupyterLab writes: saving an untouched notebook then changes nothing
@@ -35,7 +35,8 @@ LANGUAGE = {  # what JupyterLab writes: saving an untouched notebook then change
     "nbconvert_exporter": "python",
     "pygments_lexer": "ipython3",
 }
-OUT_OF_MEMORY = ("MemoryError", "OutOfMemoryError")
+OUT_OF_MEMORY = ("MemoryError", "OutOfMemoryError")  # also NumPy's _ArrayMemoryError
+CLAIM = ("id", "statement", "value", "interval", "verdict")
 logging.getLogger("papermill").setLevel(logging.ERROR)  # it warns of every parameter it cannot parse
 
 
@@ -85,9 +86,11 @@ def execute(
             _explain(error.ename, error.evalue, output, folder)
         except DeadKernelError:
             _explain("DeadKernelError", "the notebook's process was killed; out of memory?", output, folder)
-        folder.mkdir(exist_ok=True)
-        os.replace(output, folder / "notebook.ipynb")
-        _sign(folder, {"command": command, "inputs": inputs(notebook, given)})
+        made = made_in(workspace)
+        made.mkdir(exist_ok=True)  # a notebook without a run has made nothing
+        os.replace(output, made / "notebook.ipynb")
+        _sign(made, {"command": command, "inputs": inputs(notebook, given)})
+        take_place(made, folder)
         _failed(folder).unlink(missing_ok=True)
     return nbformat.read(folder / "notebook.ipynb", as_version=4)
 
@@ -95,7 +98,7 @@ def execute(
 def _sign(folder: Path, record: dict[str, str]) -> None:
     """Add to provenance.json and to the figures' sidecars how the run was started."""
     for file in folder.glob("*.json"):
-        content = json.loads(file.read_text())
+        content = read_json(file)
         if file.name == "provenance.json" or "figure" in content:
             write_json(file, {**content, **record})
 
@@ -103,6 +106,8 @@ def _sign(folder: Path, record: dict[str, str]) -> None:
 @contextmanager
 def _workspace(folder: Path) -> Iterator[Path]:
     """A hidden folder beside the results, on their file system, gone in the end. What killed runs left goes first."""
+    if folder.exists() and not folder.is_dir():
+        raise BadInput(f"results folder {folder}: is a file, expected a folder")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         for left in folder.parent.glob(f".{folder.name}.*"):
@@ -213,7 +218,9 @@ def _explain(ename: str, evalue: str, output: Path, folder: Path) -> None:
     if ename == "BadInput":
         raise BadInput(evalue) from None
     first = (evalue.strip().splitlines() or [""])[0]
-    if ename in OUT_OF_MEMORY:
+    if fault := disk_fault(evalue):
+        raise BadInput(fault) from None
+    if ename.endswith(OUT_OF_MEMORY) or "can't allocate memory" in evalue:  # torch's own on a CPU
         raise MemoryError(first) from None
     os.replace(output, _failed(folder))
     raise NotebookFailed(f"{ename}: {first} (see {_failed(folder)})") from None
@@ -251,10 +258,17 @@ def up_to_date(notebook: nbformat.NotebookNode, given: dict, folder: Path) -> bo
     own = [literals(cell.source) for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
     if re.search(r"'(files|hub):", f"{own} {given}") or not provenance.exists():
         return False
-    return json.loads(provenance.read_text()).get("inputs") == inputs(notebook, given)
+    try:
+        return read_json(provenance).get("inputs") == inputs(notebook, given)
+    except (BadInput, AttributeError):  # whatever that file is, it does not say so
+        return False
 
 
 def read_claims(folder: Path) -> list[dict]:
-    """The claims in a folder's metrics.json; none where it has none."""
+    """The claims in a folder's metrics.json; none where it has none. Raises BadInput for a file that is not a run's."""
     metrics = folder / "metrics.json"
-    return json.loads(metrics.read_text())["claims"] if metrics.exists() else []
+    content = read_json(metrics) if metrics.exists() else {"claims": []}
+    try:
+        return [{name: claim[name] for name in CLAIM} for claim in content["claims"]]
+    except (KeyError, TypeError):
+        raise BadInput(f"{metrics}: not what a run writes; run the notebook again") from None

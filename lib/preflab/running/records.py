@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import shutil
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,20 @@ PROGRESS = "progress"  # a file of lines, where the command that executes a note
 def staging_of(folder: Path, process: int) -> Path:
     """Where a process collects what goes to `folder`: the run in a kernel, or the command that executes it."""
     return folder.parent / f".{folder.name}.{process}"
+
+
+def made_in(workspace: Path) -> Path:
+    """Where a run leaves its results for the command that executes it."""
+    return workspace / "made"
+
+
+def take_place(made: Path, folder: Path) -> None:
+    """Put the folder `made` where `folder` is. What was there before goes, and is whole until then."""
+    old = made.with_name(f"{made.name}.old")
+    if folder.exists():
+        os.replace(folder, old)
+    os.replace(made, folder)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def write_json(path: Path, value: Any) -> None:

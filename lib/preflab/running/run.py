@@ -34,7 +34,7 @@ from preflab.running.identity import digest
 from preflab.running.parallel import show_progress_in
 from preflab.running.quiet import quiet
 from preflab.running.reading import defaults
-from preflab.running.records import PROGRESS, jsonable, staging_of, write_json
+from preflab.running.records import PROGRESS, jsonable, made_in, staging_of, take_place, write_json
 from preflab.stages.stage import keep_in
 
 
@@ -49,7 +49,10 @@ def start(parameters: Parameters) -> "Run":
 
 
 class Run:
-    """Collects what a notebook produces and puts it in place in one move: results/PROFILE/NAME/."""
+    """Collects what a notebook produces and puts it in place in one move: results/PROFILE/NAME/.
+
+    `preflab run` makes that move itself, when the notebook is written too.
+    """
 
     def __init__(self, parameters: Parameters):
         self.parameters, self.started, self.git = parameters, time.time(), git_state()
@@ -60,8 +63,9 @@ class Run:
             self.staging.mkdir(parents=True)
         except OSError as error:
             raise BadInput(f"results folder {self.folder.parent}: not writable ({error.strerror})") from error
-        if (command := staging_of(self.folder, os.getppid())).is_dir():  # not in JupyterLab
-            show_progress_in(command / PROGRESS)
+        self.command = staging_of(self.folder, os.getppid())  # of `preflab run`; there is none in JupyterLab
+        if self.command.is_dir():
+            show_progress_in(self.command / PROGRESS)
         atexit.register(shutil.rmtree, self.staging, ignore_errors=True)
 
     def overview(self) -> None:
@@ -96,7 +100,7 @@ class Run:
     def finish(
         self, claims: Iterable[Claim], metrics: dict, series: dict | None = None, data: dict | None = None
     ) -> Path:
-        """Write metrics.json, provenance.json and a sidecar for each figure; returns the folder.
+        """Write metrics.json, provenance.json and a sidecar for each figure; returns the folder of the results.
 
         `metrics` are single numbers, `series` lists, `data` the fingerprints and reports of what was read.
         """
@@ -107,11 +111,7 @@ class Run:
         for picture in self.staging.glob("*.png"):
             sha = hashlib.sha256(picture.read_bytes()).hexdigest()
             write_json(picture.with_suffix(".json"), {"figure": picture.name, "sha256": sha, **provenance})
-        old = self.staging.with_name(f"{self.staging.name}.old")
-        if self.folder.exists():
-            os.replace(self.folder, old)
-        os.replace(self.staging, self.folder)
-        shutil.rmtree(old, ignore_errors=True)
+        take_place(self.staging, made_in(self.command) if self.command.is_dir() else self.folder)
         return self.folder
 
     def _provenance(self, data: dict) -> dict:

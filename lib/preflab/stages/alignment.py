@@ -45,8 +45,8 @@ class Measurement:
 
     every_updates: Count = 20  # of training on pairs, between two measurements
     every_iterations: Count = 5  # of training on samples
-    probe: Annotated[int, Field(ge=6)] = 128  # training pairs, or fresh samples, that G is measured on
-    finals: Annotated[int, Field(ge=2)] = 128  # held-out prompts whose responses by the final policy are D'
+    probe: Annotated[Count, Field(ge=6)] = 128  # training pairs, or fresh samples, that G is measured on
+    finals: Annotated[Count, Field(ge=2)] = 128  # held-out prompts whose responses by the final policy are D'
     final_temperature: NotNegative = 0.0  # decoding of D': 0 is greedy; choice, not stated
     nll: Literal["sum", "mean"] = "sum"  # over a response's tokens: the sum, as the paper's formula has it, or the mean
     batch: Count = 64  # sequences a pass

@@ -45,7 +45,7 @@ class SampleTraining:
     """Section `sample_training`: the loop, which is the same for every method on samples."""
 
     iterations: Count = 60
-    batch_size: Annotated[int, Field(ge=2)] = 64  # samples an iteration
+    batch_size: Annotated[Count, Field(ge=2)] = 64  # samples an iteration
     minibatch_size: Count = 32  # samples an update
     micro_batch_size: Count = 64  # samples a forward pass
     epochs: Count = 2  # passes over the samples of an iteration

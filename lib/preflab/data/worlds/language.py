@@ -97,16 +97,27 @@ def _fraction(text: str) -> float:
 def sample_prompts(split: str, n: int, hazard_share: float, rng: np.random.Generator) -> list[Prompt]:
     """n distinct prompts in random order; the share `hazard_share` of them is hazardous.
 
+    Raises BadInput as `pools`.
+    """
+    chosen = []
+    for pool, wanted in pools(split, n, hazard_share):
+        chosen += [pool[i] for i in rng.permutation(len(pool))[:wanted]]
+    return [chosen[i] for i in rng.permutation(n)]
+
+
+def pools(split: str, n: int, hazard_share: float) -> list[tuple[list[Prompt], int]]:
+    """What n prompts are drawn from: the hazardous ones of a split and how many are wanted, then the others.
+
     Raises BadInput if the split has fewer prompts of either kind.
     """
     n_hazardous = round(n * hazard_share)
-    chosen = []
+    found = []
     for hazardous, wanted in ((True, n_hazardous), (False, n - n_hazardous)):
         pool = [p for p in all_prompts(split) if p.hazardous == hazardous]
         if wanted > len(pool):
             raise BadInput(f"{wanted} prompts with hazardous={hazardous}: the {split} split has {len(pool)}")
-        chosen += [pool[i] for i in rng.permutation(len(pool))[:wanted]]
-    return [chosen[i] for i in rng.permutation(n)]
+        found.append((pool, wanted))
+    return found
 
 
 def sample_response(prompt: Prompt, rng: np.random.Generator) -> str:
