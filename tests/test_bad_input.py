@@ -181,7 +181,7 @@ ROWS_OF_FILES = [
         "row 1: key 'helpfulness' is 9999",
         id="a rating beyond any float",
     ),
-    pytest.param(rows('{"prompt": "p", "response": "r"}\n'), "no ratings of the helpsteer2 format", id="no ratings"),
+    pytest.param(rows('{"prompt": "p", "response": "r"}\n'), "no ratings of the rated format", id="no ratings"),
     pytest.param(command("pairs", "files:~nouser/x.jsonl"), "files:~nouser/x.jsonl: no such path", id="home of nobody"),
     pytest.param(command("pairs", f"files:{LONG}"), "no such path", id="a path that is too long"),
     pytest.param(command("pairs", "files:."), "no data in this folder", id="a folder without data"),

@@ -2,6 +2,7 @@
 
 import ast
 import re
+from dataclasses import replace
 from types import SimpleNamespace
 
 import jupytext
@@ -15,8 +16,9 @@ from preflab.alignment import nll_gradient, parameters_of, token_alignment
 from preflab.claims import INCONCLUSIVE
 from preflab.claims.sequential import depends_on_order
 from preflab.data.worlds import get_world
+from preflab.errors import BadInput
 from preflab.experiments.dynamics import logged, well_formed
-from preflab.experiments.sequential import Sequence, Setting, accuracies, mean_utilities, said
+from preflab.experiments.sequential import Sequence, Setting, accuracies, mean_utilities, numbered, said
 from preflab.figures import dynamics as plots_02
 from preflab.figures import sequential as plots_01
 from preflab.likelihood import collate, collate_responses
@@ -72,26 +74,50 @@ def sequence():
     texts = ("use the rope .", "use the wire . then test it .", "sorry i can not help .")
     results = [[Evaluated({}, answered(text))] * 2 for text in texts]
     policy = {"helpful": helpful, "harmless": harmless}
-    setting = Setting("conflict", "world:conflict", ("harmless", "helpful"))
-    return Sequence(setting, ("helpful", "harmless"), policy, {o: 0 * m for o, m in policy.items()}, results)
+    dpo = {"helpful": 0 * helpful + [[[0]], [[1]], [[0]]], "harmless": 0 * harmless}
+    prompts = {"helpful": np.array([0, 1, 2, 2]), "harmless": np.arange(3)}
+    setting = Setting.of("conflict", ["world:conflict", "harmless", "helpful"])
+    return Sequence(setting, ("helpful", "harmless"), policy, dpo, prompts, results)
 
 
 def test_the_relation_of_a_setting():
-    world = Setting("s", "world:conflict", ("helpful", "harmless"))
+    world = Setting.of("s", ["world:conflict", "helpful", "harmless"])
     assert world.relation == get_world("conflict").compatibility()
-    assert Setting("s", "world:conflict", ("helpful", "helpful")).relation == {"correlation": 1, "disagreement": 0}
-    assert Setting("s", "files:.", ("a", "b")).relation == {}
+    assert Setting.of("s", ["world:conflict", "helpful", "helpful"]).relation == {"correlation": 1, "disagreement": 0}
+    assert Setting.of("s", ["files:.", "a", "b"]).relation == {}
     assert world.described() == world.relation | {
         "A": "helpful", "strength A": 0.85, "B": "harmless", "strength B": 0.85
     }  # fmt: skip
 
 
 def test_a_sequence_knows_its_order_pairs_and_what_the_claims_ask(sequence):
-    assert (sequence.order, sequence.pairs) == ("B → A", 4)
+    assert sequence.order == "B → A"
+    assert sequence.held_out == {"held-out pairs": 4, "held-out prompts": 3}
     assert sequence.cell.name == "conflict: helpful → harmless"
     assert sequence.cell.compatibility == get_world("conflict").compatibility()["correlation"]
     assert sequence.cell.change.tolist() == sequence.change.tolist()
     assert sequence.outcome.gain.value == pytest.approx(0.75) and sequence.outcome.change.value == pytest.approx(-1.25)
+
+
+def test_a_setting_of_two_sources_takes_each_objective_from_its_own():
+    two = Setting.of("s", ["files:pku", "safer", "files:hh", "helpful-base"])
+    assert (two.source_of("safer"), two.source_of("helpful-base")) == ("files:pku", "files:hh")
+    assert two.world is None and two.relation == {} and two.orders == [two.objectives, two.objectives[::-1]]
+    p = parameters("01", settings={"s": ["world:conflict", "helpful", "world:safety", "better"]})
+    (setting,) = p.all_settings()
+    assert [p.source_of(setting, o).source for o in setting.objectives] == ["world:conflict", "world:safety"]
+    assert p.sources() == [("world:conflict", "helpful"), ("world:safety", "better")]
+    for row, words in (
+        (["world:conflict", "helpful", "safety", "better"], "settings.s='safety': expected world:NAME"),
+        (["files:a", "helpful", "files:b", "helpful"], "two sources, expected objectives of different"),
+    ):
+        with pytest.raises(BadInput, match=words):
+            parameters("01", settings={"s": row})
+
+
+def test_prompts_are_numbered_by_their_content():
+    one, other = [{"role": "user", "content": "a"}], [{"role": "user", "content": "b"}]
+    assert numbered([one, other, one]).tolist() == [0, 1, 0]
 
 
 def test_an_outcome_that_was_not_learned_relates_to_nothing(sequence):
@@ -107,7 +133,7 @@ def test_accuracies_are_told_by_stage_and_never_as_a_claim(sequence):
         "policy, Stage 2", "held-out pairs",
     ]  # fmt: skip
     assert [first[f"policy, {stage}"] for stage in STAGES] == [0.5, 0.875, 0.25]
-    assert (first["relative, Stage 1"], first["held-out pairs"]) == (0, 4)
+    assert (first["relative, Stage 1"], first["relative, Stage 2"], first["held-out pairs"]) == (1, 0, 4)
     assert (second["measured on"], second["policy, base"], second["held-out pairs"]) == ("harmless", 1, 3)
 
 
@@ -115,8 +141,7 @@ def test_the_oracle_judges_what_each_stage_says(sequence):
     helpful, harmless = mean_utilities(sequence)
     assert [helpful[stage] for stage in STAGES] == [-1, 2, -2]
     assert (helpful["utility of"], harmless["utility of"], helpful["held-out prompts"]) == ("helpful", "harmless", 1)
-    files = Setting("s", "files:.", ("helpful", "harmless"))
-    unjudged = Sequence(files, sequence.path, sequence.policy_margins, sequence.dpo_margins, sequence.results)
+    unjudged = replace(sequence, setting=Setting.of("s", ["files:.", "helpful", "harmless"]))
     assert mean_utilities(unjudged) == []
 
 

@@ -134,3 +134,15 @@ def test_every_branch_of_the_verdict(gain, change, spread, verdict, rng):
 def test_a_gain_that_noise_can_explain_is_not_learned(rng):
     base, stage1 = rng.normal(size=(2, 3, 50))
     assert outcome(base, stage1 + 0.05, stage1 - 5).verdict == "not learned"
+
+
+def test_what_barely_orders_its_own_pairs_was_not_learned():
+    """The policy margins gain clearly; the relative accuracy is 0.56 of 100 pairs, which may be 0.5."""
+    base, stage1 = np.zeros((2, 100)), np.ones((2, 100))
+    dpo = np.where(np.arange(100) < 56, 1.0, -1.0) * np.ones((2, 1))
+    assert outcome(base, stage1, stage1).verdict == outcome(base, stage1, stage1, np.ones((2, 100))).verdict == "stable"
+    assert outcome(base, stage1, stage1, dpo).verdict == "not learned"
+    many = np.repeat(np.where(np.arange(100) < 70, 1.0, -1.0)[None], 2, 0)
+    assert outcome(base, stage1, stage1, many).verdict == "stable"
+    few = np.repeat([0, 1, 2], [34, 33, 33])  # three prompts: 0.7 is known to no better than a half
+    assert outcome(base, stage1, stage1, many, few).verdict == "not learned"

@@ -12,6 +12,7 @@ from preflab.margins import (
 )
 from preflab.statistics import (
     Interval,
+    by_cluster,
     difference_interval,
     mean_error,
     mean_interval,
@@ -109,3 +110,32 @@ def test_seed_interval_is_students():
     assert (found.value, found.low, found.high) == pytest.approx((7 / 3, expected.low, expected.high))
     one = seed_interval(np.array([3.0]))
     assert one.value == 3 and np.isnan(one.low) and np.isnan(one.high)
+
+
+def test_a_cluster_is_the_sum_of_its_pairs_scaled():
+    x = np.array([[1.0, 2.0, 4.0, 5.0], [0.0, 1.0, 1.0, 2.0]])
+    clusters = np.array([7, 3, 7, 7])
+    by_hand = np.array([[2.0, 10.0], [1.0, 3.0]]) * 2 / 4  # clusters 3 and 7
+    assert by_cluster(x, clusters).tolist() == by_hand.tolist()
+    assert by_cluster(x, clusters).mean() == x.mean()
+    assert mean_interval(x, clusters=clusters) == mean_interval(by_hand)
+    y = x[:, ::-1]
+    assert difference_interval(x, y, 0.9, (clusters, clusters)) == difference_interval(
+        by_hand, by_cluster(y, clusters), 0.9
+    )
+
+
+def test_clusters_of_one_pair_each_change_nothing(rng):
+    x = rng.normal(size=(3, 20))
+    one, other = mean_interval(x), mean_interval(x, clusters=rng.permutation(20))
+    assert (one.value, one.low, one.high) == pytest.approx((other.value, other.low, other.high))
+
+
+def test_intervals_over_pairs_of_few_prompts_cover_only_with_clusters(rng):
+    """40 prompts with 10 pairs each that share an effect: the plain interval is far too narrow."""
+    clusters, hits = np.repeat(np.arange(40), 10), {"plain": 0, "clustered": 0}
+    for _ in range(400):
+        x = (rng.normal(size=40)[clusters] + 0.5 * rng.normal(size=400))[None]
+        for how, found in (("plain", mean_interval(x)), ("clustered", mean_interval(x, clusters=clusters))):
+            hits[how] += found.low <= 0 <= found.high
+    assert hits["clustered"] / 400 == pytest.approx(0.95, abs=0.03) and hits["plain"] / 400 < 0.6

@@ -70,22 +70,27 @@ def shared_spread(change: np.ndarray) -> float:
     return float(np.sqrt(max(off_diagonal.mean(), 0.0)))
 
 
-def quartile_changes(change: np.ndarray, score: np.ndarray, level: float = 0.95) -> list[Interval]:
-    """Mean change in each quartile of the score."""
-    return [mean_interval(ratio(change * inside, inside), level) for inside in quartiles(score)]
+def quartile_changes(
+    change: np.ndarray, score: np.ndarray, level: float = 0.95, clusters: np.ndarray | None = None
+) -> list[Interval]:
+    """Mean change in each quartile of the score. `clusters`: the prompt of each pair (`statistics.by_cluster`)."""
+    return [mean_interval(ratio(change * inside, inside), level, clusters=clusters) for inside in quartiles(score)]
 
 
-def quartile_curves(stage1: np.ndarray, change: np.ndarray) -> dict[str, list[Interval]]:
+def quartile_curves(
+    stage1: np.ndarray, change: np.ndarray, clusters: np.ndarray | None = None
+) -> dict[str, list[Interval]]:
     """`quartile_changes` by the run's own Stage-1 margin, and by that of the other seeds, if there are any."""
     scores = {"own": stage1}
     if len(stage1) > 1:
         scores["independent"] = independent_score(stage1)
-    return {kind: quartile_changes(change, score) for kind, score in scores.items()}
+    return {kind: quartile_changes(change, score, clusters=clusters) for kind, score in scores.items()}
 
 
 # --- the verdict on one setting and order -------------------------------------------------------
 
 TOLERANCE = 0.10  # of what Stage 1 gained: smaller mean changes count as none
+LEARNED = 0.55  # of the relative accuracy after Stage 1: a stage that barely orders its own pairs taught nothing
 CHURN = 0.10  # share of pairs that change sides: more of it is a redistribution
 
 
@@ -100,25 +105,32 @@ class Outcome:
     churn: Interval  # share of pairs lost or gained
 
 
-def outcome(base: np.ndarray, stage1: np.ndarray, stage2: np.ndarray) -> Outcome:
+def outcome(
+    base: np.ndarray,
+    stage1: np.ndarray,
+    stage2: np.ndarray,
+    stage1_dpo: np.ndarray | None = None,
+    clusters: np.ndarray | None = None,
+) -> Outcome:
     """The rule, fixed before any run was looked at. With d = TOLERANCE * gain:
 
-    not learned    the interval of the gain is not above zero
+    not learned    the interval of the gain is not above zero, or that of the relative accuracy not above LEARNED
     degraded       the interval of the change lies below -d
     transferred    it lies above +d
     redistributed  it lies within +-d and the interval of the churn lies above CHURN
     stable         it lies within +-d and the churn does not
     inconclusive   it crosses -d or +d
 
-    Args: policy margins (seeds, pairs) of the Stage-1 objective's held-out pairs after each stage.
+    Args: policy margins (seeds, pairs) of the Stage-1 objective's held-out pairs after each stage; their DPO margins
+    after Stage 1, whose signs are the relative accuracy; the prompt of each pair, (pairs,).
     """
 
     gained, changed = stage1 - base, stage2 - stage1
-    gain, change = mean_interval(gained), mean_interval(changed)
-    relative = mean_interval(ratio(changed, gained))
-    churn = mean_interval(((stage1 > 0) != (stage2 > 0)).astype(float), bounds=(0, 1))
+    gain, change, relative = (mean_interval(x, clusters=clusters) for x in (gained, changed, ratio(changed, gained)))
+    churn = mean_interval(((stage1 > 0) != (stage2 > 0)).astype(float), bounds=(0, 1), clusters=clusters)
     tolerance = TOLERANCE * gain.value
-    if gain.low <= 0:
+    learned = stage1_dpo is None or mean_interval((stage1_dpo > 0) * 1.0, clusters=clusters).low > LEARNED
+    if gain.low <= 0 or not learned:
         verdict = "not learned"
     elif change.high < -tolerance:
         verdict = "degraded"

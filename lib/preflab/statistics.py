@@ -25,9 +25,23 @@ class Interval:
         return f"{self.value:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
 
 
-def mean_error(x: np.ndarray) -> tuple[float, float, float]:
-    """Mean of x, (seeds, pairs or prompts), its standard error for other seeds and other pairs, and the error's
-    degrees of freedom.
+def by_cluster(x: np.ndarray, clusters: np.ndarray | None) -> np.ndarray:
+    """What stands for each cluster of pairs: (seeds, clusters), with the mean of x, (seeds, pairs), over both.
+
+    Pairs of one prompt are no independent witnesses, so a prompt is the unit. `clusters` is (pairs,), the number of
+    each pair's prompt; None: every pair is a cluster of its own. The sum over a cluster is scaled by clusters / pairs.
+    """
+    if clusters is None:
+        return x
+    found, which = np.unique(clusters, return_inverse=True)
+    sums = np.zeros((len(x), len(found)))
+    np.add.at(sums, (slice(None), which), x)
+    return sums * len(found) / x.shape[1]
+
+
+def mean_error(x: np.ndarray, clusters: np.ndarray | None = None) -> tuple[float, float, float]:
+    """Mean of x, (seeds, pairs or prompts), its standard error for other seeds and other pairs (or clusters of them),
+    and the error's degrees of freedom.
 
     Seeds and pairs are crossed random effects, x[s,i] = mu + a_s + b_i + e_si, so that with their mean squares
 
@@ -35,6 +49,7 @@ def mean_error(x: np.ndarray) -> tuple[float, float, float]:
 
     where neither counts for less than the rest. With one seed it speaks of pairs alone.
     """
+    x = by_cluster(x, clusters)
     seeds, pairs = x.shape
     mean = float(x.mean())
     if seeds == 1:
@@ -48,18 +63,28 @@ def mean_error(x: np.ndarray) -> tuple[float, float, float]:
     return mean, float(np.sqrt(total / x.size)), float(satterthwaite)
 
 
-def mean_interval(x: np.ndarray, level: float = 0.95, bounds: tuple[float, float] = (-np.inf, np.inf)) -> Interval:
+def mean_interval(
+    x: np.ndarray,
+    level: float = 0.95,
+    bounds: tuple[float, float] = (-np.inf, np.inf),
+    clusters: np.ndarray | None = None,
+) -> Interval:
     """Student's interval of the mean of x, (seeds, pairs or prompts), for both (`mean_error`), cut at `bounds`.
 
     Percentiles of a bootstrap over as few as five seeds would cover 83 % where they say 95 %.
     """
-    interval = _students(*mean_error(x), level)
+    interval = _students(*mean_error(x, clusters), level)
     return Interval(interval.value, max(interval.low, bounds[0]), min(interval.high, bounds[1]))
 
 
-def difference_interval(x: np.ndarray, y: np.ndarray, level: float = 0.95) -> Interval:
+def difference_interval(
+    x: np.ndarray,
+    y: np.ndarray,
+    level: float = 0.95,
+    clusters: tuple[np.ndarray | None, np.ndarray | None] = (None, None),
+) -> Interval:
     """Of the difference of two means, of arrays (seeds, pairs) that have no pair in common (Welch)."""
-    (one, error, freedom), (other, error_, freedom_) = mean_error(x), mean_error(y)
+    (one, error, freedom), (other, error_, freedom_) = mean_error(x, clusters[0]), mean_error(y, clusters[1])
     whole = error**2 + error_**2
     welch = whole**2 / (error**4 / freedom + error_**4 / freedom_) if whole else freedom + freedom_
     return _students(one - other, np.sqrt(whole), welch, level)

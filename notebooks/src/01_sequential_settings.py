@@ -299,13 +299,16 @@ shown = pd.DataFrame(accuracy).rename_axis(columns=counted({"seeds": len(P.seeds
 shown.set_index(["sequence", "measured on"]).round(2)
 
 # %%
-paths = {s.name: {o: [mean_interval(m) for m in s.policy_margins[o]] for o in s.path} for s in sequences}
+paths = {
+    s.name: {o: [mean_interval(m, clusters=s.prompts[o]) for m in s.policy_margins[o]] for o in s.path}
+    for s in sequences
+}
 run.figure("margin_paths", plots.margin_paths({name_.replace(": ", "\n"): v for name_, v in paths.items()}))
 
 # %% [markdown]
 # **Read it.** Each panel follows both objectives from the base model over Stage 1 to Stage 2. The circles were trained first.
-# What happens to them from Stage 1 to Stage 2 is the question of this notebook. Bars are 95 % intervals over pairs and
-# seeds. In the default run the circles fall below zero twice: on `conflict` (helpful → harmless) and on `safety` (better →
+# What happens to them from Stage 1 to Stage 2 is the question of this notebook. Bars are 95 % intervals over prompts
+# and seeds. In the default run the circles fall below zero twice: on `conflict` (helpful → harmless) and on `safety` (better →
 # safer).
 #
 # ## The outcome of a setting and order
@@ -315,7 +318,7 @@ run.figure("margin_paths", plots.margin_paths({name_.replace(": ", "\n"): v for 
 #
 # | outcome | if |
 # |---|---|
-# | not learned | $g$ is not clearly above 0 |
+# | not learned | $g$ is not clearly above 0, or the relative accuracy after Stage 1 is not clearly above 0.55 |
 # | degraded | the change in Stage 2 is clearly below $-d$ |
 # | transferred | the change is clearly above $+d$ |
 # | redistributed | the change is within $\pm d$, and the churn is clearly above 10 % |
@@ -385,7 +388,7 @@ run.figure("transitions", plots.transition_bars(tables))
 # the two curves part, the difference is regression to the mean.
 
 # %%
-quartile_curves = {s.name: margins.quartile_curves(s.first[1], s.change) for s in sequences}
+quartile_curves = {s.name: margins.quartile_curves(s.first[1], s.change, s.clusters) for s in sequences}
 run.figure("quartiles", plots.quartile_changes({n.replace(": ", "\n"): v for n, v in quartile_curves.items()}))
 
 # %% [markdown]
@@ -421,10 +424,10 @@ for s in sequences[::2] if P.show_texts else ():
 # The verdicts that count are those of the `full` profile.
 
 # %%
-fewest = min(s.pairs for s in sequences)
+fewest = min(s.held_out["held-out prompts"] for s in sequences)
 found = sequential_claims([s.cell for s in sequences], outcomes, rng, P.resamples)
-verdicts = withheld(found, fewest, "held-out pairs")  # too few pairs give no verdict
-table_of(verdicts).rename_axis(columns=counted({"held-out pairs": fewest, "seeds": len(P.seeds)}))
+verdicts = withheld(found, fewest, "held-out prompts")  # too few give no verdict
+table_of(verdicts).rename_axis(columns=counted({"held-out prompts": fewest, "seeds": len(P.seeds)}))
 
 # %%
 folder = run.finish(

@@ -4,7 +4,7 @@ Errors name file, row and key. They never quote a prompt or a reply, because som
 purpose.
 """
 
-import math
+import sys
 import re
 
 from preflab.errors import BadInput
@@ -55,7 +55,7 @@ def number_of(row: dict, key: str, where: str) -> float | None:
     value = _given(row, key, expected, where)
     if value is None:
         return None
-    if not is_number(value) or not math.isfinite(value):
+    if not is_number(value) or not abs(value) <= sys.float_info.max:  # NaN too
         raise BadInput(f"{where}: key {key!r} is {value!r:.20}; {expected}")
     return value
 

@@ -1,6 +1,8 @@
 """Paper S's protocol as parameters and stages: DPO on one objective, then on another; both are measured after each."""
 
+import json
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
@@ -27,15 +29,25 @@ Path = tuple[str, ...]  # objectives trained so far: () is the base, ("helpful",
 
 @dataclass(frozen=True)
 class Setting:
-    """Two objectives of one preference source. They may be the same one: then Stage 2 has new pairs of it."""
+    """Two objectives, of one source or of two. They may be the same one: then Stage 2 has new pairs of it."""
 
     name: str
-    source: str
+    sources: tuple[str, str]
     objectives: tuple[str, str]
+
+    @classmethod
+    def of(cls, name: str, row: list[str]) -> "Setting":
+        """From [source, A, B], or [source, A, source, B]."""
+        source_a, a, *between, b = row
+        return cls(name, (source_a, *(between or [source_a])), (a, b))
+
+    def source_of(self, objective: str) -> str:
+        return self.sources[self.objectives.index(objective)]
 
     @property
     def world(self) -> World | None:
-        return world_of(self.source)
+        """The world that both objectives are of."""
+        return world_of(self.sources[0]) if self.sources[0] == self.sources[1] else None
 
     @property
     def orders(self) -> list[tuple[str, str]]:
@@ -72,6 +84,7 @@ class Sequence:
     path: tuple[str, str]
     policy_margins: dict[str, np.ndarray]  # length-normalised, nats per token
     dpo_margins: dict[str, np.ndarray]  # against the base, nats
+    prompts: dict[str, np.ndarray]  # of each objective's held-out pairs, as numbers: (pairs,)
     results: list[list[Evaluated]]  # [base, Stage 1, Stage 2][seed]
 
     @property
@@ -89,9 +102,14 @@ class Sequence:
         return self.policy_margins[self.path[0]]
 
     @property
-    def pairs(self) -> int:
-        """How many held-out pairs that objective has."""
-        return self.first.shape[2]
+    def held_out(self) -> dict[str, int]:
+        """How many held-out pairs that objective has, and with how many different prompts."""
+        return {"held-out pairs": self.first.shape[2], "held-out prompts": len(set(self.clusters))}
+
+    @property
+    def clusters(self) -> np.ndarray:
+        """The prompt of each of these pairs: (pairs,)."""
+        return self.prompts[self.path[0]]
 
     @property
     def change(self) -> np.ndarray:
@@ -100,24 +118,24 @@ class Sequence:
 
     @property
     def outcome(self) -> Outcome:
-        return outcome(*self.first)
+        return outcome(*self.first, self.dpo_margins[self.path[0]][1], self.clusters)
 
     def told(self) -> dict[str, Any]:
         """The outcome as a row of a table, with the pairs that it rests on. Nothing relates to a gain of nothing."""
-        row = {**vars(self.outcome), "held-out pairs": self.pairs}
+        row = {**vars(self.outcome), **self.held_out}
         return row | ({"relative": None} if row["verdict"] == "not learned" else {})
 
     @property
     def cell(self) -> Cell:
         """What the claims ask of it."""
         relation = self.setting.relation.get("correlation", np.nan)
-        return Cell(self.setting.name, *self.path, *self.first, compatibility=relation)
+        return Cell(self.setting.name, *self.path, *self.first, relation, self.clusters)
 
 
 class Sequential(Experiment):
-    """01_sequential_settings. A setting is [source, objective, objective]."""
+    """01_sequential_settings. A setting is [source, A, B] or [source, A, source, B], with objectives A and B."""
 
-    settings: Annotated[dict[str, Annotated[list[str], Field(min_length=3, max_length=3)]], Field(min_length=1)]
+    settings: Annotated[dict[str, Annotated[list[str], Field(min_length=3, max_length=4)]], Field(min_length=1)]
     prompts: Count  # held-out prompts per objective that each stage answers
     stage2_reference: Literal["base", "stage1"]
     resamples: Annotated[Count, Field(ge=100)]  # draws behind the intervals of S2 and S4
@@ -126,15 +144,16 @@ class Sequential(Experiment):
     lora: Lora = Lora(rank=8, alpha=16)
 
     def sources(self) -> list[tuple[str, str]]:
-        return [(source, o) for source, *objectives in self.settings.values() for o in objectives]
+        return [both for s in self.all_settings() for both in zip(s.sources, s.objectives, strict=True)]
 
     @model_validator(mode="before")
     @classmethod
     def _sources_named(cls, values: dict) -> dict:
         rows = values.get("settings")
         for name, row in rows.items() if isinstance(rows, dict) else ():
-            if isinstance(row, list) and row and not (isinstance(row[0], str) and SOURCE_PATTERN.match(row[0])):
-                raise ValueError(f"settings.{name}={shown(row[0])}: expected world:NAME, hub:REPO or files:PATH")
+            for source in [*row[:1], *row[2:-1]] if isinstance(row, list) else ():
+                if not (isinstance(source, str) and SOURCE_PATTERN.match(source)):
+                    raise ValueError(f"settings.{name}={shown(source)}: expected world:NAME, hub:REPO or files:PATH")
         return values
 
     @model_validator(mode="after")
@@ -143,18 +162,22 @@ class Sequential(Experiment):
         if size > self.train_pairs:
             raise ValueError(f"pair_training.batch_size={size}: expected at most train_pairs={self.train_pairs}")
         for setting in self.all_settings():
+            if setting.repeats and len(set(setting.sources)) > 1:
+                raise ValueError(f"settings.{setting.name}: two sources, expected objectives of different names")
             if setting.repeats:  # Stage 2 has new pairs
-                self.check_enough(setting.source, setting.objectives[0], {"train_pairs": self.train_pairs}, stages=2)
+                self.check_enough(
+                    setting.sources[0], setting.objectives[0], {"train_pairs": self.train_pairs}, stages=2
+                )
         return self
 
     # --- stages
 
     def all_settings(self) -> list[Setting]:
-        return [Setting(name, source, (a, b)) for name, (source, a, b) in self.settings.items()]
+        return [Setting.of(name, row) for name, row in self.settings.items()]
 
     def source_of(self, setting: Setting, objective: str) -> PairSource:
         """A setting with one objective draws twice as many pairs, so that Stage 2 finds new ones."""
-        return self.pairs_of(setting.source, objective, (1 + setting.repeats) * self.train_pairs)
+        return self.pairs_of(setting.source_of(objective), objective, (1 + setting.repeats) * self.train_pairs)
 
     def trained_on(self, setting: Setting, path: Path, seed: int) -> Pairs:
         """The pairs that the last stage of a path learns from."""
@@ -226,6 +249,7 @@ class Sequential(Experiment):
             path,
             {o: stacked(lambda log, _: policy_margin(log), o) for o in path},
             {o: stacked(lambda log, ref: dpo_margin(log, ref, self.dpo.beta), o) for o in path},
+            {o: numbered(self.source_of(setting, o).test_pairs.rows()["prompt"]) for o in path},
             results,
         )
 
@@ -255,11 +279,17 @@ class Sequential(Experiment):
     def reports(self) -> dict[str, dict]:
         """What was read, by setting, objective and seed."""
         return {
-            f"{s.name}/{o}/seed {seed}": self.read_report(self.source_of(s, o), s.source, seed)
+            f"{s.name}/{o}/seed {seed}": self.read_report(self.source_of(s, o), s.source_of(o), seed)
             for s in self.all_settings()
             for o in dict.fromkeys(s.objectives)
             for seed in self.seeds
         }
+
+
+def numbered(prompts: Iterable[Any]) -> np.ndarray:
+    """A number for each different prompt, in the order of the pairs: (pairs,)."""
+    known: dict[str, int] = {}
+    return np.array([known.setdefault(json.dumps(prompt), len(known)) for prompt in prompts])
 
 
 def accuracies(sequence: Sequence) -> list[dict[str, str | float]]:
