@@ -1,6 +1,7 @@
 # Every target is a line or two over the preflab command; `make` lists them.
 PYTHON ?= python3
 PROFILE ?= default
+DATA ?= data
 VENV := .venv
 STAMP := $(VENV)/.stamp
 BIN := $(VENV)/bin
@@ -8,7 +9,7 @@ NAMES := $(basename $(notdir $(wildcard notebooks/src/*.py)))
 TRAINING := $(filter-out 90_benchmarks,$(NAMES))
 
 .DEFAULT_GOAL := help
-.PHONY: help env reproduce test test-library test-notebooks expected bench model lab sync notebooks figures clean-cache
+.PHONY: help env reproduce test test-library test-notebooks expected bench real model lab sync notebooks figures clean-cache
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -48,6 +49,9 @@ model: env  ## Get the small pretrained model smollm2 to models/ (0.3 to 0.6 GB 
 
 lab: env  ## Open the notebooks in JupyterLab
 	$(BIN)/jupyter lab notebooks
+
+real: model  ## A real model and TruthfulQA's two human labels (DATA=folder that holds truthfulqa/)
+	$(BIN)/preflab run 01_sequential_settings_truthfulqa --profile real -p data=$(DATA)
 
 sync: env  ## Bring what was edited in JupyterLab to notebooks/src
 	$(BIN)/preflab sync

@@ -7,13 +7,17 @@
 # %% tags=["parameters"]
 profile: str = "default"  # results go to results/PROFILE/NAME/
 name: str = "90_benchmarks"
+data: str = ""  # folder that a files: source is relative to
+source: str = "world:conflict"  # of the pairs
+objective: str = "helpful"
 batch_size: int = 16  # pairs a step of DPO, and of the batch that G is measured on
+micro_batch_size: int = 16  # pairs a forward pass, for both sides
 samples: int = 64  # an iteration of PPO: sampled, then trained on
 max_new_tokens: int = 32
 steps: int = 20  # timed steps of each turn
 turns: int = 5  # of each side, alternating
 # Sections: what is given here is laid over the defaults, which the table below shows.
-shape: dict = {}  # of the model, for example {"architecture": "llama", "hidden_size": 96}
+base: dict = {}  # {"hidden_size": 96}, or {"model": "models/smollm2", "context": 256}
 lora: dict = {}  # {"rank": 8}
 hardware: dict = {}  # device, dtype
 
@@ -23,6 +27,7 @@ from preflab.experiments.benchmarks import Benchmarks
 P = Benchmarks.from_notebook(globals())  # names, types and ranges, before anything is timed
 
 # %%
+import copy
 import tempfile
 import time
 
@@ -34,12 +39,14 @@ from trl import DPOConfig, DPOTrainer
 
 from preflab import alignment, claims, weightings
 from preflab.data import worlds
+from preflab.data.pairs import load_pairs
 from preflab.likelihood import collate, encode_pairs, pair_log_probs, token_log_probs
 from preflab.methods.dpo import DPO
 from preflab.methods.ppo import PPO
 from preflab.models import tiny_model, trainable
 from preflab.rewards import Scale, oracle_reward
 from preflab.running.run import peak_memory, start
+from preflab.stages.base import Base
 from preflab.tokenizers import word_tokenizer
 from preflab.training.from_pairs import PairTraining, train_on_pairs
 from preflab.training.from_samples import SampleTraining, train_on_samples
@@ -58,19 +65,29 @@ run.overview()
 
 # %%
 n = P.batch_size * (P.steps + 5)  # the first five steps of a turn warm up and are not timed
-tokenizer = word_tokenizer(worlds.vocabulary())
-pairs = worlds.preference_pairs(worlds.WORLDS["conflict"], "helpful", "train", n, np.random.default_rng(0))
-rows, _ = encode_pairs(pairs, tokenizer, P.shape.context)
 device, dtype = P.hardware.torch_device, P.hardware.torch_dtype
+given = Base(P.base, P.hardware)
+if P.tiny:
+    tokenizer = word_tokenizer(worlds.vocabulary())
+    model = tiny_model(P.base, tokenizer, seed=0).to(device, dtype)
+else:
+    tokenizer, model = given.tokenizer(), given.load()
+
+
+def fits(prompt, reply):
+    ids = tokenizer.apply_chat_template(prompt + reply, tokenize=True, return_dict=True)["input_ids"]
+    return len(ids) <= P.base.context
+
+
+pairs = load_pairs(P.located, P.objective, max_train=n, fits=fits).train.select(range(n))
+rows, _ = encode_pairs(pairs, tokenizer, P.base.context)
+lengths = {part: float(np.mean([len(row[f"{part}_ids"]) for row in rows])) for part in ("prompt", "chosen", "rejected")}
+reference = pair_log_probs(model, rows, tokenizer.pad_token_id, 64)
+print(f"{model.num_parameters():,} parameters, {n} pairs, tokens", {k: round(v) for k, v in lengths.items()})
 
 
 def fresh_policy():
-    model = tiny_model(P.shape, tokenizer, seed=0).to(device, dtype)
-    return model, trainable(model, P.lora, seed=0)
-
-
-base, _ = fresh_policy()
-reference = pair_log_probs(base, rows, tokenizer.pad_token_id, 64)
+    return trainable(copy.deepcopy(model), P.lora, seed=0)
 
 
 def timed(ticks):
@@ -80,9 +97,8 @@ def timed(ticks):
 
 
 def ours():
-    ticks = []
-    _, policy = fresh_policy()
-    loop = PairTraining(batch_size=P.batch_size, micro_batch_size=P.batch_size)
+    ticks, policy = [], fresh_policy()
+    loop = PairTraining(batch_size=P.batch_size, micro_batch_size=P.micro_batch_size)
     watch = {"on_step": lambda *_: timed(ticks)}
     train_on_pairs(policy, tokenizer, rows, reference, DPO(beta=0.3), loop, seed=0, **watch)
     return np.diff(ticks)[4:]
@@ -97,16 +113,16 @@ class Ticks(TrainerCallback):
 
 
 def trls():
-    _, policy = fresh_policy()
-    watch = Ticks()
+    policy, watch = fresh_policy(), Ticks()
     with tempfile.TemporaryDirectory() as folder:
         config = DPOConfig(
             output_dir=folder,
             beta=0.3,
-            per_device_train_batch_size=P.batch_size,
+            per_device_train_batch_size=P.micro_batch_size,
+            gradient_accumulation_steps=P.batch_size // P.micro_batch_size,
             num_train_epochs=1,
             precompute_ref_log_probs=True,  # in the constructor, not in the steps
-            max_length=P.shape.context,
+            max_length=P.base.context,
             gradient_checkpointing=False,
             bf16=dtype == torch.bfloat16,
             use_cpu=device.type == "cpu",
@@ -138,7 +154,7 @@ speed.describe().loc[["min", "50%", "max"]].round(4)
 # %%
 batch = collate(rows[: P.batch_size], tokenizer.pad_token_id, device)
 final = collate(rows[P.batch_size : 2 * P.batch_size], tokenizer.pad_token_id, device)  # stands for D': as large
-policy = tiny_model(P.shape, tokenizer, seed=0).to(device, dtype).requires_grad_(True)
+policy = fresh_policy()
 weights = alignment.parameters_of(policy)
 mask = batch["completion_mask"][:, 1:]
 ratios = torch.linspace(-2, 2, len(mask), device=device)  # as if the policy had moved: weights that differ
@@ -193,30 +209,31 @@ in_units.describe().loc[["min", "50%", "max"]].round(2)
 #
 # One iteration samples a batch (with a KV cache), scores it, and trains on it for two epochs in two minibatches. Sampling
 # should take no longer than the update on the same batch. A model that has learnt nothing never ends a response, so a
-# short SFT comes first; the oracle is the reward.
+# short SFT comes first; the oracle is the reward. This part is always of a tiny model in a world.
 
 # %%
-base = tiny_model(P.shape, tokenizer, seed=0).to(device, dtype)
+words = word_tokenizer(worlds.vocabulary())
+speaker = tiny_model(P.base, words, seed=0).to(device, dtype)
 shortly, few = SFTSettings(steps=60, batch_size=64), worlds.sft_conversations(60 * 64, np.random.default_rng(0))
-train_sft(base, tokenizer, few, shortly, max_length=P.shape.context, seed=0)
-prompts = pairs["prompt"][: 2 * P.samples]
-objective = worlds.WORLDS["conflict"].objective("helpful")
+train_sft(speaker, words, few, shortly, max_length=64, seed=0)
+asked = worlds.sample_prompts("train", 2 * P.samples, 0.4, np.random.default_rng(0))
+prompts = [[{"role": "user", "content": str(prompt)}] for prompt in asked]
+helpful = worlds.WORLDS["conflict"].objective("helpful")
 
 
 def iterations():
-    values = Values(base, own_trunk=True)
-    policy = trainable(base, P.lora, seed=0)
+    values = Values(speaker, own_trunk=True)
+    policy = trainable(copy.deepcopy(speaker), P.lora, seed=0)
     loop = SampleTraining(
         iterations=P.turns + 1,
         batch_size=P.samples,
         minibatch_size=P.samples // 2,
         micro_batch_size=P.samples,
     )
-    reward = Scale(0.0, 1.5).apply(oracle_reward(objective, tokenizer))
+    reward = Scale(0.0, 1.5).apply(oracle_reward(helpful, words))
     how = {"max_new_tokens": P.max_new_tokens, "seed": 0}
-    reference = reference_of(policy, base)
-    log = train_on_samples(policy, values, tokenizer, prompts, reference, reward, PPO(), loop, **how)
-    policy.unload()
+    reference = reference_of(policy, speaker)
+    log = train_on_samples(policy, values, words, prompts, reference, reward, PPO(), loop, **how)
     return log[1:]  # the first one warms up
 
 
@@ -304,6 +321,7 @@ run.finish(
         "g_in_forward_backward_units": in_units.median().to_dict(),
         "g": {"one forward-mode pass": fast, "one backward pass each": slow},
         "throughput": throughput,
+        "tokens_a_pair": lengths,
         "ppo": ppo.median().to_dict(),
     },
     series={"ratio": ratio.tolist()},

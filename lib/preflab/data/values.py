@@ -4,8 +4,8 @@ Errors name file, row and key. They never quote a prompt or a reply, because som
 purpose.
 """
 
-import sys
 import re
+import sys
 
 from preflab.errors import BadInput
 

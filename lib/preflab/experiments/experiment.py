@@ -108,6 +108,12 @@ def laid_over(default: Any, given: Any, where: str) -> Any:
         raise BadInput(explain(error.errors()[0], where)) from None
 
 
+def located(source: str, data: str) -> str:
+    """A source whose `files:` path is absolute; a relative one begins at `data`, and that at the checkout."""
+    kind, name = parse_source(source)
+    return f"files:{os.path.abspath(project_root() / data / name)}" if kind == "files" else source
+
+
 def _flat(values: Mapping[str, Any], before: str = ""):
     for name, value in values.items():
         if is_dataclass(value):
@@ -176,8 +182,7 @@ class Experiment(Parameters):
 
     def located(self, source: str) -> str:
         """A source whose `files:` path is absolute; a relative one begins at `data`, and that at the checkout."""
-        kind, name = parse_source(source)
-        return f"files:{os.path.abspath(project_root() / self.data / name)}" if kind == "files" else source
+        return located(source, self.data)
 
     @property
     def base_model(self) -> Base:
