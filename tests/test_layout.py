@@ -1,8 +1,10 @@
 """Shared prompts: the same log-probs, gradients and G as plain rows, whatever the model and the method."""
 
+import numpy as np
 import pytest
 import torch
 from test_methods import PRINTED
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from preflab import layout as layouts
 from preflab.alignment import nll_gradient, parameters_of, token_alignment
@@ -16,9 +18,12 @@ from preflab.likelihood import (
     token_log_probs,
     trunk_of,
 )
+from preflab.models import Lora, load_model, trainable
+from preflab.paths import project_root
 from preflab.weightings import surrogate
 
 CPU = torch.device("cpu")
+SMOLLM2 = project_root() / "models" / "smollm2"
 MODELS = [("gpt_neox", 0), ("gpt_neox", 4), ("llama", 0), ("llama", 4)]
 
 
@@ -130,3 +135,49 @@ def test_logits_are_made_for_response_tokens_alone(make_model, make_rows, tokeni
     assert states.shape == (int(batch["completion_mask"].sum()), 16)
     log_probs = on_responses(states_log_probs(model, states, batch), batch)
     assert torch.equal(log_probs, token_log_probs(model, batch))
+
+
+# --- real shapes ----------------------------------------------------------------------------------
+
+
+def long_pairs(vocabulary, n=3):
+    """Encoded pairs with prompts of 40 to 80 tokens and replies of 10 to 60, at random."""
+    rng = np.random.default_rng(0)
+
+    def some(low, high):
+        return rng.integers(5, vocabulary, rng.integers(low, high)).tolist()
+
+    return [{"prompt_ids": some(40, 80), "chosen_ids": some(10, 60), "rejected_ids": some(10, 60)} for _ in range(n)]
+
+
+def assert_layouts_agree(model, tolerance):
+    batch = collate(long_pairs(model.config.vocab_size), 0, model.device)
+    assert "position_ids" in layout(batch, model).inputs
+    ours, theirs = token_log_probs(model, batch), plain(model, batch)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=tolerance)
+    c = torch.linspace(-1, 1, ours.numel()).view_as(ours) * batch["completion_mask"][:, 1:]
+    one, other = gradient(model, c, ours), gradient(model, c, theirs)
+    torch.testing.assert_close(one, other, rtol=0, atol=tolerance * float(other.abs().max()))
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-9), (torch.float32, 1e-4)])
+@pytest.mark.parametrize("rank", [0, 4])
+def test_a_model_with_smollm2s_vocabulary_shared_heads_and_tied_embeddings(rank, dtype, tolerance):
+    config = LlamaConfig(
+        vocab_size=49152, hidden_size=48, intermediate_size=96, num_hidden_layers=2, num_attention_heads=6,
+        num_key_value_heads=2, tie_word_embeddings=True, max_position_embeddings=256,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(config).to(dtype)
+    model = trainable(model, Lora(rank=rank, alpha=8), 0).eval()
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:  # a fresh adapter has zeros there
+            parameter.data.fill_(0.01)
+    assert_layouts_agree(model, tolerance)
+
+
+@pytest.mark.skipif(not SMOLLM2.exists(), reason="no models/smollm2: run make model")
+def test_smollm2_itself():
+    model = trainable(load_model(str(SMOLLM2), CPU, torch.float32), Lora(rank=4, alpha=8), 0).eval()
+    assert_layouts_agree(model, 1e-3)  # float32 over 30 layers
