@@ -604,3 +604,14 @@ def test_clear_removes_the_cache_and_nothing_else(project):
     assert project.call("cache", "clear").exit_code == 0
     assert [p.name for p in project.results.iterdir()] == ["quick"]
     assert project.call("cache", "check").stdout == "0 entries, all as stored\n"
+
+
+def test_a_long_loop_tells_every_fifteen_seconds_how_much_is_left(monkeypatch):
+    from preflab import progress
+
+    now = iter([100, 104, 116, 117, 200, 1000, 1016])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(now))
+    pace = progress.Pace()
+    assert [pace.left(step, 64) for step in (1, 2, 5, 6)] == ["", "", "about 4 min left", ""]
+    assert pace.left(26, 64) == "about 2 min left"  # 25 steps in 100 s, 38 to go
+    assert [pace.left(step, 64) for step in (17, 18)] == ["", "about 12 min left"]  # another run, resumed

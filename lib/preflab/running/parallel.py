@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from preflab.progress import note, show_with
+from preflab.progress import note, show_with, time_left
 from preflab.running.cache import Cache
 from preflab.running.quiet import quiet
 from preflab.stages.stage import Job, Phases, keep_in, store
@@ -116,8 +116,7 @@ class Progress:
         """The time left, if what is still to do takes as long as what was done."""
         if self.done == self.first:
             return ""
-        seconds = (time.monotonic() - self.began) / (self.done - self.first) * (self.total - self.done)
-        return f", about {seconds / 60:.0f} min left" if seconds > 90 else f", about {seconds:.0f} s left"
+        return ", " + time_left((time.monotonic() - self.began) / (self.done - self.first) * (self.total - self.done))
 
 
 def _display_handle():

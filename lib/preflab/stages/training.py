@@ -13,7 +13,7 @@ from preflab.likelihood import PairLogProbs, pair_log_probs
 from preflab.live import Live
 from preflab.methods.method import PairMethod, SampleMethod
 from preflab.models import Lora, load_trained, save_model, unwrap
-from preflab.progress import note
+from preflab.progress import Pace, note
 from preflab.rewards import oracle_reward
 from preflab.rules import Plain, Rule
 from preflab.stages.base import Base
@@ -197,11 +197,14 @@ class TrainingFromSamples(Training):
             unwrap(policy)
 
 
+_pace = Pace()
+
+
 def _note_step(step: int, steps: int, log: StepLog) -> None:
-    if step % 50 == 0:
-        note(f"    update {step} of {steps}, loss {log.loss:.3f}, accuracy {log.accuracy:.2f}")
+    if left := _pace.left(step, steps):
+        note(f"    update {step} of {steps}, loss {log.loss:.3f}, accuracy {log.accuracy:.2f}, {left}")
 
 
 def _note_iteration(step: int, steps: int, log: IterationLog) -> None:
-    if step % 10 == 0:
-        note(f"    iteration {step} of {steps}, reward {log.score:.2f}, KL {log.kl:.2f}")
+    if left := _pace.left(step, steps):
+        note(f"    iteration {step} of {steps}, reward {log.score:.2f}, KL {log.kl:.2f}, {left}")
