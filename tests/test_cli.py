@@ -613,5 +613,5 @@ def test_a_long_loop_tells_every_fifteen_seconds_how_much_is_left(monkeypatch):
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(now))
     pace = progress.Pace()
     assert [pace.left(step, 64) for step in (1, 2, 5, 6)] == ["", "", "about 4 min left", ""]
-    assert pace.left(26, 64) == "about 2 min left"  # 25 steps in 100 s, 38 to go
+    assert pace.left(26, 64) == "about 3 min left"  # 25 steps in 100 s, 38 to go: 152 s
     assert [pace.left(step, 64) for step in (17, 18)] == ["", "about 12 min left"]  # another run, resumed
