@@ -48,7 +48,7 @@ KNOWN = {
     known.name: known
     for known in [
         Known(
-            name="smollm2",  # model card: huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct, arXiv:2502.02737
+            name="smollm2",  # arXiv:2502.02737
             licence="apache-2.0",
             repo="HuggingFaceTB/SmolLM2-135M-Instruct",
             revision="12fd25f77366fa6b3b4b768ec3050bf629380bac",

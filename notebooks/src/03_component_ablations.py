@@ -217,6 +217,9 @@ pd.DataFrame([(rule(tokens)[0] + 0.0).tolist() for rule in made.values()], list(
 # judged. Plain DPO and plain PPO are what the other rows are compared with, seed by seed.
 
 # %%
+print("\n".join(P.few()) or "enough pairs")
+
+# %%
 prompts = P.prompts().messages()  # so many must be there, before anything trains
 _ = P.reward_stage().load()  # one reward model for all
 jobs = [Job(str(planned), (P.alignment(planned.training), P.learnt(planned.training))) for planned in P.planned()]

@@ -300,6 +300,9 @@ as_table(P.budgets(), {"training pairs": P.train_pairs})
 # The first `sweep_seeds` seeds choose. They are reported too, on other prompts, together with the remaining seeds.
 
 # %%
+print("\n".join(P.few()) or "enough pairs")
+
+# %%
 which = P.report_prompts
 prompts = P.prompts(which).messages()  # so many must be there, before anything trains
 for stage in P.reward_stages():
