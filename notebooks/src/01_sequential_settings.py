@@ -27,7 +27,7 @@
 # %% tags=["parameters"]
 profile: str = "default"  # results go to results/PROFILE/NAME/
 name: str = "01_sequential_settings"
-settings: dict = {  # name: [source, objective A, objective B]
+settings: dict = {  # name: [source, objective A, objective B], or [source, A, source, B]
     "conflict": ["world:conflict", "helpful", "harmless"],
     "attributes": ["world:attributes", "helpfulness", "verbosity"],
     "safety": ["world:safety", "safer", "better"],
