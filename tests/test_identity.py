@@ -290,6 +290,7 @@ def test_what_tuning_a_named_model_on_dialogues_calls_is_in_its_identity(monkeyp
 def test_what_a_gguf_becomes_a_folder_with_is_in_the_identity_of_the_base_on_it(monkeypatch, tmp_path, make_gguf):
     stage = replace(BASE, settings=BaseSettings(model="given"), given=Dequantised(Weights(make_gguf()[0])))
     hashed = hashed_in(stage, monkeypatch)
+    monkeypatch.setattr("preflab.progress._sinks", [])  # whoever listened in this process before
     called = called_in(lambda: stage.given.build(tmp_path))
     assert ("preflab.dequantise", "dequantise") in called
     missed = {(m, n) for m, n in called if (m, n.partition(".")[0]) not in hashed}
