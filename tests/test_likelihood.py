@@ -7,7 +7,7 @@ import pytest
 import torch
 from peft import PeftModel
 from pydantic import ValidationError
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GraniteConfig
 from trl import DPOConfig, DPOTrainer
 
 from preflab.errors import BadInput
@@ -229,6 +229,20 @@ def test_entropy_is_that_of_the_distribution_before_each_response_token(make_mod
         expected = float(-(p * p.log()).sum()) if batch["completion_mask"][row, t + 1] else 0
         assert float(found[row, t]) == pytest.approx(expected, rel=1e-10)
     assert even.tolist() == pytest.approx([math.log(logits.shape[-1])] * len(even))
+
+
+def test_a_model_that_scales_its_logits_is_refused(tmp_path):
+    for scale in (1.0, 4.0):
+        config = GraniteConfig(
+            vocab_size=32, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+            num_key_value_heads=1, logits_scaling=scale,
+        )  # fmt: skip
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / str(scale))
+    load_model(str(tmp_path / "1.0"), CPU, torch.float32)
+    with pytest.raises(BadInput, match="caps or scales its logits"):
+        load_model(str(tmp_path / "4.0"), CPU, torch.float32)
 
 
 def test_a_shape_of_no_architecture_is_refused():

@@ -83,7 +83,22 @@ def load_model(
         )
     except (OSError, ValueError, SafetensorError) as error:
         raise BadInput(f"model {name!r}: not loadable: {first_line(error)}") from error
-    return model.to(device).eval()
+    model = model.to(device).eval()
+    if kind is AutoModelForCausalLM:
+        _check_head(model, name)
+    return model
+
+
+@torch.no_grad()
+def _check_head(model: PreTrainedModel, name: str) -> None:
+    """Raises BadInput if logits are more than head(hidden states), for they are computed so where they are needed.
+
+    Some architectures cap or scale them (Gemma, Cohere, Granite).
+    """
+    ids = torch.arange(2, device=model.device)[None]
+    states = model.base_model(ids, use_cache=False).last_hidden_state
+    if not torch.equal(model.get_output_embeddings()(states), model(ids, use_cache=False).logits):
+        raise BadInput(f"model {name!r}: caps or scales its logits, expected an architecture that does not, like Llama")
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
