@@ -79,7 +79,7 @@ def fits(prompt, reply):
     return len(ids) <= P.base.context
 
 
-pairs = load_pairs(P.located, P.objective, max_train=n, fits=fits).train.select(range(n))
+pairs = load_pairs(P.located(P.source), P.objective, max_train=n, fits=fits).train.select(range(n))
 rows, _ = encode_pairs(pairs, tokenizer, P.base.context)
 lengths = {part: float(np.mean([len(row[f"{part}_ids"]) for row in rows])) for part in ("prompt", "chosen", "rejected")}
 reference = pair_log_probs(model, rows, tokenizer.pad_token_id, 64)

@@ -4,17 +4,15 @@ from typing import Annotated
 
 from pydantic import Field
 
-from preflab.experiments.experiment import Parameters, located
+from preflab.experiments.experiment import Parameters
 from preflab.hardware import Hardware
 from preflab.models import Lora
 from preflab.settings import Count, Source
-from preflab.stages.base import TINY, BaseSettings
 
 
 class Benchmarks(Parameters):
-    """90_benchmarks."""
+    """90_benchmarks. A tiny model is one that has learnt nothing."""
 
-    data: str  # folder that a files: source is relative to
     source: Source  # of the pairs of DPO, and of the batch that G is measured on
     objective: str
     batch_size: Count  # pairs a step of DPO, and of the batch that G is measured on
@@ -23,15 +21,5 @@ class Benchmarks(Parameters):
     max_new_tokens: Count
     steps: Count  # timed steps of each turn
     turns: Count  # of each side, alternating
-    base: BaseSettings = BaseSettings()  # the tiny model is one that has learnt nothing
     lora: Lora = Lora()
     hardware: Hardware = Hardware(workers=1)  # a benchmark shares the machine with nothing of ours
-
-    @property
-    def located(self) -> str:
-        """The source, its path absolute."""
-        return located(self.source, self.data)
-
-    @property
-    def tiny(self) -> bool:
-        return self.base.model == TINY

@@ -36,12 +36,19 @@ class Parameters(BaseModel):
 
     profile: Name  # results go to results/PROFILE/NAME/
     name: Name
+    data: str  # folder that files: sources are relative to
     hardware: Hardware = Hardware()
+    base: BaseSettings = BaseSettings()
 
     @property
     def tiny(self) -> bool:
-        """Whether its models are tiny ones."""
-        return True
+        """Whether its models are built here."""
+        return self.base.model == TINY
+
+    def located(self, source: str) -> str:
+        """A source whose `files:` path is absolute; a relative one begins at `data`, and that at the checkout."""
+        kind, name = parse_source(source)
+        return f"files:{os.path.abspath(project_root() / self.data / name)}" if kind == "files" else source
 
     @classmethod
     def from_notebook(cls, names: Mapping[str, Any]) -> Self:
@@ -108,12 +115,6 @@ def laid_over(default: Any, given: Any, where: str) -> Any:
         raise BadInput(explain(error.errors()[0], where)) from None
 
 
-def located(source: str, data: str) -> str:
-    """A source whose `files:` path is absolute; a relative one begins at `data`, and that at the checkout."""
-    kind, name = parse_source(source)
-    return f"files:{os.path.abspath(project_root() / data / name)}" if kind == "files" else source
-
-
 def _flat(values: Mapping[str, Any], before: str = ""):
     for name, value in values.items():
         if is_dataclass(value):
@@ -123,9 +124,8 @@ def _flat(values: Mapping[str, Any], before: str = ""):
 
 
 class Experiment(Parameters):
-    """What every notebook that trains has: data, base model, seeds."""
+    """What every notebook that trains has: pairs, seeds, an adapter."""
 
-    data: str  # folder that files: sources are relative to
     revision: str | None  # of hub: sources; recorded
     train_pairs: Count
     test_pairs: Annotated[Count, Field(ge=8)]
@@ -133,7 +133,6 @@ class Experiment(Parameters):
     max_new_tokens: Count
     seeds: Annotated[list[Seed], Field(min_length=1)]
     show_texts: bool
-    base: BaseSettings = BaseSettings()
     lora: Lora = Lora()
 
     def sources(self) -> list[tuple[str, str]]:
@@ -175,14 +174,6 @@ class Experiment(Parameters):
         super().check_there()
         for source, objective in dict.fromkeys(self.sources()):
             check_there(self.located(source), objective, self.revision)
-
-    @property
-    def tiny(self) -> bool:
-        return self.base.model == TINY
-
-    def located(self, source: str) -> str:
-        """A source whose `files:` path is absolute; a relative one begins at `data`, and that at the checkout."""
-        return located(source, self.data)
 
     @property
     def base_model(self) -> Base:

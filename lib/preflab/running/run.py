@@ -1,7 +1,6 @@
 """One run of a notebook: how it starts, where it writes, what it records."""
 
 import atexit
-import hashlib
 import json
 import os
 import platform
@@ -27,6 +26,7 @@ from preflab.errors import BadInput
 from preflab.experiments import EXPERIMENTS
 from preflab.experiments.experiment import Parameters
 from preflab.figures import theme
+from preflab.files import sha256
 from preflab.hardware import device_name, share_cores
 from preflab.paths import project_root, results_root
 from preflab.running.cache import Cache
@@ -109,8 +109,7 @@ class Run:
         write_json(self.staging / "metrics.json", content)
         write_json(self.staging / "provenance.json", provenance)
         for picture in self.staging.glob("*.png"):
-            sha = hashlib.sha256(picture.read_bytes()).hexdigest()
-            write_json(picture.with_suffix(".json"), {"figure": picture.name, "sha256": sha, **provenance})
+            write_json(picture.with_suffix(".json"), {"figure": picture.name, "sha256": sha256(picture), **provenance})
         take_place(self.staging, made_in(self.command) if self.command.is_dir() else self.folder)
         return self.folder
 
