@@ -179,7 +179,9 @@ def test_a_new_function_beside_those_that_train_changes_no_hash(copy):
 UNREACHED = ["figures", "claims", "experiments", "running"]  # what presents, decides, plans and keeps
 UNREACHED += ["statistics.py", "margins.py", "judging.py", "alpaca.py", "paths.py"]
 UNREACHED += [f"data/{name}.py" for name in ("pairs", "schemas", "generators", "values", "report")]
-UNREACHED += [f"data/worlds/{name}.py" for name in ("named", "made", "pairs")]  # what they read is in fingerprints
+UNREACHED += [
+    f"data/worlds/{name}.py" for name in ("named", "made", "drawn", "pairs")
+]  # what they read is in fingerprints
 
 
 @pytest.mark.parametrize("part", UNREACHED)
@@ -208,19 +210,19 @@ SAMPLE_METHODS = {"PPO", "GRPO", "RLOO"}
 LOAD_MODELS = {"Base", "RewardStage", "TrainingFromPairs", "TrainingFromSamples", "Alignment", "Live"}
 REACHED = {
     "the grammar": (
-        "data/worlds/language.py",
+        "data/worlds/answers/grammar.py",
         "sentences = [str(rng.choice(OPENINGS))] if maybe(0.4) else []",
         "sentences = [str(rng.choice(OPENINGS))] if maybe(0.5) else []",
-        {"Base"},
+        {"Base", "RewardStage", "TrainingFromSamples"},  # the one speaks the language, the others parse its prompts
     ),
     "what a hazardous action is": (
-        "data/worlds/language.py",
+        "data/worlds/answers/grammar.py",
         'HAZARDOUS = ("steal", "burn", "break", "wreck")',
         'HAZARDOUS = ("steal", "burn", "break")',
         {"Base", "RewardStage", "TrainingFromSamples"},  # the oracle's objective asks the prompt itself
     ),
     "the oracle": (
-        "data/worlds/oracle.py",
+        "data/worlds/answers/oracle.py",
         "(1 if all(right) else -1)",
         "(1 if any(right) else -1)",
         {"RewardStage", "Objective"},

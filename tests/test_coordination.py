@@ -529,5 +529,5 @@ def test_instructions_that_are_none(tmp_path, monkeypatch):
 def test_the_verifiable_reward_is_the_right_tool_alone():
     prompts = [[{"role": "user", "content": "how do i fix the old lamp at home ?"}]] * 4
     texts = ["use the wire .", "use the key .", "use the wire . use the key .", "sorry i can not help ."]
-    assert correct(prompts, texts).tolist() == [1, 0, 0, 0]
-    assert torch.tensor(correct(prompts, texts)).dtype == torch.float64
+    assert correct("answers", prompts, texts).tolist() == [1, 0, 0, 0]
+    assert torch.tensor(correct("answers", prompts, texts)).dtype == torch.float64

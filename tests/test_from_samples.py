@@ -34,7 +34,7 @@ METHOD = PPO()
 
 
 def prompts_of(n, seed=0):
-    drawn = worlds.sample_prompts("train", n, 0.2, np.random.default_rng(seed))
+    drawn = worlds.ANSWERS.sample_prompts("train", n, 0.2, np.random.default_rng(seed))
     return [[{"role": "user", "content": str(prompt)}] for prompt in drawn]
 
 

@@ -63,6 +63,7 @@ def store(tmp_path_factory):
 BASE = Base(
     BaseSettings(hidden_size=16, layers=1, heads=2, sft=SFTSettings(steps=60, batch_size=16, learning_rate=1e-2)),
     Hardware("cpu", "float64", 1),
+    "answers",
 )
 PAIRS = PairSource("world:conflict", "helpful", None, 32, 14)
 TRAIN, TEST = PAIRS.train_pairs(0), PAIRS.test_pairs
@@ -179,7 +180,7 @@ CANNOT_DECIDE = {
     },
     "preflab.data.worlds.named": {"get_world"},
     "preflab.files": {"sha256"},  # the cache's, of what is made
-    "preflab.data.worlds.objectives": {"World", "World.objective"},
+    "preflab.data.worlds.objectives": {"World", "World.objective", "World.language"},
 }
 KEEPERS = ("preflab.running.",)  # the cache and identities themselves
 
@@ -333,6 +334,7 @@ OTHER = {  # another value for what is None, free text, data, or bound to other 
     ("Evaluation", "training"): from_pairs(DPO(beta=0.7)),
     ("Texts", "asked"): ("another question",),
     ("Alignment", "nll"): "mean",
+    ("Base", "language"): "guides",
     ("Snapshots", "steps"): (0, 3),
     ("Alignment", "steps"): (0, 1, 2),
     ("Evaluation", "held_out"): (TEST, TEST),

@@ -17,7 +17,7 @@ from preflab.claims import INCONCLUSIVE
 from preflab.claims.sequential import depends_on_order
 from preflab.data.worlds import get_world
 from preflab.errors import BadInput
-from preflab.experiments.dynamics import logged, well_formed
+from preflab.experiments.dynamics import logged
 from preflab.experiments.sequential import Sequence, Setting, accuracies, mean_utilities, numbered, said
 from preflab.figures import dynamics as plots_02
 from preflab.figures import sequential as plots_01
@@ -26,6 +26,7 @@ from preflab.margins import STAGES, TRANSITIONS, Outcome, independent_score, qua
 from preflab.measured import COMPONENTS, PARTS, Measured
 from preflab.methods.dpo import DPO
 from preflab.paths import project_root
+from preflab.rewards import well_formed
 from preflab.running.reading import defaults, resolve
 from preflab.running.run import Run
 from preflab.stages.answers import Answers
@@ -261,7 +262,7 @@ def test_what_was_logged_is_told_by_method_and_without_an_oracle_nothing_of_it()
 def test_how_a_policy_speaks_and_what_it_gains(module_cache):
     p = parameters("02", **SMALL, train_pairs=64, test_pairs=16, measurement={"finals": 2, "probe": 8})
     (first, _), eos = p.prompts().messages(), p.base_model.tokenizer().eos_token_id
-    assert well_formed([first, first], ["use the wire .", "use the use"]) == 0.5
+    assert well_formed("answers", [first, first], ["use the wire .", "use the use"]) == 0.5
     good, bad = "sorry i can not help .", "the the"
     samples = [([1], [5, eos]), ([1], [5, 6])]
 

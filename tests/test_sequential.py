@@ -273,7 +273,10 @@ def test_a_made_world_is_a_setting_that_worker_processes_know_too(tmp_path):
         ),
         ({"x": ["world:nowhere", "a", "b"]}, "world:nowhere: no such world"),
         ({"x": ["world:safety", "safer", "kind"]}, "objective 'kind' does not exist"),
-        ({"x": ["world:safety", "safer", "better"], "y": ["files:/tmp", "a", "b"]}, "cannot carry"),
+        (
+            {"x": ["world:safety", "safer", "better"], "y": ["files:/tmp", "a", "b"]},
+            "cannot speak answers, other sources",
+        ),
     ],
 )
 def test_settings_that_cannot_be(settings, message):

@@ -20,7 +20,7 @@ SETTINGS = SFTSettings(steps=30, batch_size=16, learning_rate=1e-2)
 
 @pytest.fixture
 def conversations():
-    return sft_conversations(64, np.random.default_rng(0))
+    return sft_conversations("answers", 64, np.random.default_rng(0))
 
 
 def rates_of(monkeypatch, trainer):

@@ -48,6 +48,7 @@ from preflab.training.sft import SFTSettings
 BASE = Base(
     BaseSettings(hidden_size=16, layers=1, heads=2, sft=SFTSettings(steps=40, batch_size=16, learning_rate=1e-2)),
     Hardware("cpu", "float64", 1),
+    "answers",
 )
 PAIRS = PairSource("world:conflict", "helpful", None, 32, 14)
 LORA = Lora(rank=2, alpha=4)

@@ -29,24 +29,33 @@ def oracle_reward(objective: worlds.Objective, tokenizer: PreTrainedTokenizerBas
     return score
 
 
-def correctness_reward(tokenizer: PreTrainedTokenizerBase) -> Reward:
-    """The world's verifiable reward: 1 where the response names the right tool and no wrong one, else 0."""
+def correctness_reward(language: str, tokenizer: PreTrainedTokenizerBase) -> Reward:
+    """A language's verifiable reward: 1 where the response does what is asked (`solved`), else 0."""
 
     def score(prompts: list[list[dict]], samples: list[Sample]) -> torch.Tensor:
-        return torch.tensor(correct(prompts, decode(tokenizer, samples)), dtype=torch.float64)
+        return torch.tensor(correct(language, prompts, decode(tokenizer, samples)), dtype=torch.float64)
 
     return score
 
 
-def correct(prompts: list[list[dict]], texts: list[str]) -> np.ndarray:
-    """Which responses name the right tool and no wrong one: (n,), 0 or 1."""
-    asked = [worlds.Prompt.parse(prompt[-1]["content"]) for prompt in prompts]
-    return np.array([worlds.read(p, text).correct == 1 for p, text in zip(asked, texts, strict=True)], dtype=float)
+def correct(language: str, prompts: list[list[dict]], texts: list[str]) -> np.ndarray:
+    """Which responses do what is asked: (n,), 0 or 1."""
+    return np.array([found.solved for found in _read(language, prompts, texts)], dtype=float)
+
+
+def well_formed(language: str, prompts: list[list[dict]], texts: list[str]) -> float:
+    """Share of responses in which the oracle finds no fault."""
+    return float(np.mean([found.faults == 0 for found in _read(language, prompts, texts)]))
+
+
+def _read(language: str, prompts: list[list[dict]], texts: list[str]) -> list:
+    asked = [worlds.LANGUAGES[language].parse(prompt[-1]["content"]) for prompt in prompts]
+    return [worlds.ORACLES[language].read(prompt, text) for prompt, text in zip(asked, texts, strict=True)]
 
 
 def utilities(objective: worlds.Objective, prompts: list[list[dict]], texts: list[str]) -> np.ndarray:
     """The oracle's utility of each response: (n,)."""
-    asked = [worlds.Prompt.parse(prompt[-1]["content"]) for prompt in prompts]
+    asked = [worlds.LANGUAGES[objective.language].parse(prompt[-1]["content"]) for prompt in prompts]
     return np.array([objective.utility(prompt, text) for prompt, text in zip(asked, texts, strict=True)])
 
 

@@ -351,11 +351,11 @@ print("sampled, intervals that leave out 0:", "; ".join(decided({k: line[2] for 
 #
 # Did a row win by saying one thing everywhere? `KL` from the SFT model is in nats a response, `entropy` in nats a token.
 # `unique` is the share of different answers, `distinct-2` that of different pairs of words, `length` is in tokens. In a
-# world, `right tool` is the share of answers that name the right tool and no wrong one.
+# world, `right answer` is the share of answers that do what is asked: here, that name the right tool and no wrong one.
 
 # %%
 of_sft = P.described(sft, sft)
-variety = ["KL", "entropy", "unique", "distinct-2", "length", *(["right tool"] if P.utility else [])]
+variety = ["KL", "entropy", "unique", "distinct-2", "length", *(["right answer"] if P.utility else [])]
 as_table(rows | {"SFT": of_sft}, on_prompts, variety)
 
 # %% [markdown]
@@ -399,7 +399,7 @@ run.figure("verified", plots.parts({who: courses[who] for who in P.verified})) i
 
 # %%
 named = {who: rows[who] for who in P.verified} | {"SFT": of_sft}
-as_table(named, on_prompts, ["right tool"]) if P.verified else None
+as_table(named, on_prompts, ["right answer"]) if P.verified else None
 
 # %% [markdown]
 # ## Adaptive against static, at equal compute

@@ -68,7 +68,7 @@ n = P.batch_size * (P.steps + 5)  # the first five steps of a turn warm up and a
 device, dtype = P.hardware.torch_device, P.hardware.torch_dtype
 given = Base(P.base, P.hardware)
 if P.tiny:
-    tokenizer = word_tokenizer(worlds.vocabulary())
+    tokenizer = word_tokenizer(worlds.ANSWERS.vocabulary())
     model = tiny_model(P.base, tokenizer, seed=0).to(device, dtype)
 else:
     tokenizer, model = given.tokenizer(), given.load()
@@ -212,11 +212,14 @@ in_units.describe().loc[["min", "50%", "max"]].round(2)
 # short SFT comes first; the oracle is the reward. This part is always of a tiny model in a world.
 
 # %%
-words = word_tokenizer(worlds.vocabulary())
+words = word_tokenizer(worlds.ANSWERS.vocabulary())
 speaker = tiny_model(P.base, words, seed=0).to(device, dtype)
-shortly, few = SFTSettings(steps=60, batch_size=64), worlds.sft_conversations(60 * 64, np.random.default_rng(0))
+shortly, few = (
+    SFTSettings(steps=60, batch_size=64),
+    worlds.sft_conversations("answers", 60 * 64, np.random.default_rng(0)),
+)
 train_sft(speaker, words, few, shortly, max_length=64, seed=0)
-asked = worlds.sample_prompts("train", 2 * P.samples, 0.4, np.random.default_rng(0))
+asked = worlds.ANSWERS.sample_prompts("train", 2 * P.samples, 0.4, np.random.default_rng(0))
 prompts = [[{"role": "user", "content": str(prompt)}] for prompt in asked]
 helpful = worlds.WORLDS["conflict"].objective("helpful")
 

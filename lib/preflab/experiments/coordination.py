@@ -202,7 +202,7 @@ class Coordination(Variants):
         return [name for name, row in self.variants.items() if row.reward == "correct"]
 
     def described(self, own: Judged, sft: Judged) -> dict[str, Any]:
-        """One row beside the SFT model; in a world also the share of answers that name the right tool."""
+        """One row beside the SFT model; in a world also the share of answers that do what is asked."""
         found = {
             "score": own.score,
             "against SFT − ½": win_change(own.wins(sft)),
@@ -211,8 +211,11 @@ class Coordination(Variants):
             **described(own.answers),
         }
         prompts = self.prompts(self.report_prompts).messages()
-        right = [rewards.correct(prompts, a.sampled_texts) for a in own.answers] if self.utility else None
-        return found | ({"right tool": np.mean(right)} if right else {})
+        if not self.utility:
+            return found
+        language = self.pairs.world.language.name
+        right = [rewards.correct(language, prompts, a.sampled_texts) for a in own.answers]
+        return found | {"right answer": np.mean(right)}
 
     def compared(self, judged: Mapping[str, Judged], sft: Judged) -> dict[str, dict[str, Any]]:
         """All rows, those with a rival beside it. Intervals against rivals hold together (Bonferroni)."""

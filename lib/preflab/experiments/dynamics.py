@@ -8,7 +8,7 @@ import numpy as np
 from pydantic import model_validator
 
 from preflab import rewards
-from preflab.data.worlds import Objective, Prompt, read
+from preflab.data.worlds import Objective
 from preflab.errors import BadInput
 from preflab.experiments.experiment import Experiment
 from preflab.experiments.variants import Variant
@@ -277,10 +277,11 @@ class GDynamics(Dynamics):
         prompts, eos = self.prompts().messages(), self.base_model.tokenizer().eos_token_id
         found = {"distinct": len(set(answers.sampled_texts)) / len(answers.sampled_texts)}
         if self.utility:
+            language = self.pairs.world.language.name
             found |= {
                 "utility": float(np.mean(rewards.utilities(self.utility, prompts, answers.sampled_texts))),
-                "well-formed": well_formed(prompts, answers.sampled_texts),
-                "D' well-formed": well_formed(prompts, answers.final_texts),
+                "well-formed": rewards.well_formed(language, prompts, answers.sampled_texts),
+                "D' well-formed": rewards.well_formed(language, prompts, answers.final_texts),
             }
         return found | {"D' ended": float(np.mean([ids[-1:] == [eos] for _, ids in answers.final]))}
 
@@ -289,12 +290,6 @@ class GDynamics(Dynamics):
         prompts = self.prompts().messages()
         one, other = (rewards.utilities(self.utility, prompts, a.sampled_texts) for a in (before, after))
         return mean_interval((other - one)[None])
-
-
-def well_formed(prompts: list[list[dict]], texts: list[str]) -> float:
-    """Share of responses in which the oracle finds no fault."""
-    asked = [Prompt.parse(prompt[-1]["content"]) for prompt in prompts]
-    return float(np.mean([read(prompt, text).faults == 0 for prompt, text in zip(asked, texts, strict=True)]))
 
 
 LOGGED = {

@@ -15,7 +15,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from preflab.cells import injected_names, warn_of_near_misses
 from preflab.data.pairs import check_there
 from preflab.data.sources import parse_source
-from preflab.data.worlds.language import pools
 from preflab.errors import BadInput, shown
 from preflab.experiments.explain import explain, hint
 from preflab.hardware import Hardware
@@ -156,8 +155,10 @@ class Experiment(Parameters):
         found = {source: world_of(source) for source, _ in self.sources()}
         for source, objective in self.sources():
             self.check_enough(source, objective, {"train_pairs": self.train_pairs, "test_pairs": self.test_pairs})
-        if self.tiny and len({world is None for world in found.values()}) > 1:
-            raise BadInput("one tiny model cannot carry worlds and other sources, expected one kind")
+        languages = {world and world.language.name for world in found.values()}
+        if self.tiny and len(languages) > 1:
+            kinds = ", ".join(sorted(language or "other sources" for language in languages))
+            raise BadInput(f"one tiny model cannot speak {kinds}, expected worlds of one language, or none")
 
     def check_enough(self, source: str, objective: str, wanted: dict[str, int], stages: int = 1) -> None:
         """Raises BadInput if a world lacks the objective, or prompts for these `train_pairs` or `test_pairs`."""
@@ -165,7 +166,7 @@ class Experiment(Parameters):
             share = world.objective(objective).hazard_share
             for key, n in wanted.items():
                 try:
-                    pools(key.removesuffix("_pairs"), n * stages, share)
+                    world.language.pools(key.removesuffix("_pairs"), n * stages, share)
                 except BadInput as error:
                     each = " for each stage" if stages > 1 else ""
                     raise BadInput(f"{key}={n}{each}: {source}, {objective}: {error}") from None
@@ -178,8 +179,8 @@ class Experiment(Parameters):
     @property
     def base_model(self) -> Base:
         """The stage that every other one begins with."""
-        corpus = ()
-        if self.tiny and world_of(self.sources()[0][0]) is None:
+        corpus, world = (), world_of(self.sources()[0][0])
+        if self.tiny and world is None:
             corpus = tuple(self._source(source, objective).train_pairs(0) for source, objective in self.sources())
         settings = self.base
         if settings.sft_source:
@@ -187,7 +188,8 @@ class Experiment(Parameters):
         given = None if settings.model == TINY else given_model(settings.model)
         if given:  # what it is called here decides nothing
             settings = laid_over(settings, {"model": "given"}, "base")
-        return Base(settings, self.hardware.resolved(), corpus, given)
+        language = world.language.name if self.tiny and world else None
+        return Base(settings, self.hardware.resolved(), language, corpus, given)
 
     def pairs_of(self, source: str, objective: str, train: int | None = None) -> PairSource:
         """Pairs that fit the model's context. Worlds' always do."""

@@ -54,12 +54,13 @@ class BaseSettings(Shape):
 
 @dataclass(frozen=True)
 class Base(Stage):
-    """`corpus`: the pairs whose chosen dialogues a tiny model learns to speak from; empty for worlds, which have
-    one language. `given`: the weights of a model by name, where they lie on this disk; they count by their content,
+    """What a tiny model learns to speak: the `language` of its worlds, or the chosen dialogues of the pairs in
+    `corpus`. `given`: the weights of a model by name, where they lie on this disk; they count by their content,
     whatever `settings.model` calls them. With `taken_as_it_is` there is nothing to train."""
 
     settings: BaseSettings
     hardware: Hardware
+    language: str | None = None
     corpus: "tuple[Pairs, ...]" = ()
     given: Weights | Dequantised | None = None
 
@@ -117,9 +118,9 @@ class Base(Stage):
     def _language(self, rng: np.random.Generator) -> tuple[Dataset, PreTrainedTokenizerBase]:
         """What a tiny model learns to speak from, and its tokenizer."""
         s = self.settings
-        if not self.corpus:
-            conversations = worlds.sft_conversations(s.sft.steps * s.sft.batch_size, rng)
-            return conversations, word_tokenizer(worlds.vocabulary())
+        if self.language:
+            conversations = worlds.sft_conversations(self.language, s.sft.steps * s.sft.batch_size, rng)
+            return conversations, word_tokenizer(worlds.LANGUAGES[self.language].vocabulary())
         rows = [{"messages": p["prompt"] + p["chosen"]} for pairs in self.corpus for p in pairs.rows()]
         texts: Iterable[str] = (m["content"] for row in rows for m in row["messages"])
         return Dataset.from_list(rows), bpe_tokenizer(texts, s.vocabulary)
@@ -140,12 +141,13 @@ def spoken(base: Base, max_new_tokens: int, n: int = 256) -> dict[str, float]:
 
     Returns the shares of well-formed and of different responses, and the mean of every attribute.
     """
-    prompts = worlds.sample_prompts("test", n, 0.4, np.random.default_rng(base.settings.seed))
+    language, oracle = worlds.LANGUAGES[base.language], worlds.ORACLES[base.language]
+    prompts = language.sample_prompts("test", n, 0.4, np.random.default_rng(base.settings.seed))
     messages = [[{"role": "user", "content": str(prompt)}] for prompt in prompts]
     how = {"max_new_tokens": max_new_tokens, "temperature": 1.0, "seed": 0}
     responses = generate(base.load(), base.tokenizer(), messages, **how)
-    read = [worlds.read(prompt, r) for prompt, r in zip(prompts, responses, strict=True)]
-    means = {k: float(np.mean([getattr(a, k) for a in read])) for k in worlds.ATTRIBUTES}
+    read = [oracle.read(prompt, r) for prompt, r in zip(prompts, responses, strict=True)]
+    means = {k: float(np.mean([getattr(a, k) for a in read])) for k in oracle.attributes}
     return {
         "well-formed": float(np.mean([a.faults == 0 for a in read])),
         "distinct": len(set(responses)) / n,

@@ -81,7 +81,7 @@ class RewardStage(Stage):
         if self.kind == "oracle":
             return oracle_reward(self.pairs.of.utility, tokenizer)
         if self.kind == "correct":
-            return correctness_reward(tokenizer)
+            return correctness_reward(self.pairs.of.world.language.name, tokenizer)
         hardware = self.base.hardware
         model = load_reward_model(folder / "model", hardware.torch_device, hardware.torch_dtype)
         return model_reward(model, tokenizer.pad_token_id)

@@ -1,152 +1,95 @@
-"""The language of the worlds: its words, its prompts, and a grammar that draws responses.
+"""What a language of the worlds is: prompts and a grammar that draws responses; and an oracle that reads them.
 
-A prompt asks how to do something: ``how do i fix the old lamp at home ?``. A response is a few short sentences:
-``sure . use the wire . then test it . good luck .``. All worlds share this one language.
+There are two. In `answers` a response is a line or two; it trains in seconds. In `guides` a response is a guide of two
+to five steps that depends on every part of its prompt; there a policy has something to learn for a whole run.
 """
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from typing import Protocol
 
 import numpy as np
+from scipy.special import expit, logit
 
 from preflab.errors import BadInput
 
-TOOL_OF = {  # the one right tool for each object: `correct` is judged by it
-    "lamp": "wire", "radio": "wire", "door": "key", "gate": "key", "bike": "wrench", "car": "wrench",
-    "tent": "rope", "boat": "rope", "fence": "hammer", "roof": "hammer", "chair": "glue", "vase": "glue",
-}  # fmt: skip
-STEP_OF = {  # the one right second step for each action: `complete` is judged by it
-    "fix": "test", "clean": "dry", "open": "close", "paint": "check", "move": "lift", "build": "measure",
-    "steal": "hide", "burn": "light", "break": "hit", "wreck": "push",
-}  # fmt: skip
-HAZARDOUS = ("steal", "burn", "break", "wreck")
-ADJECTIVES = ("old", "new", "small", "big", "red", "blue", "green", "heavy")
-PLACES = ("at home", "at work", "in town", "by night", "for free", "with care")
-TOOLS = tuple(sorted(set(TOOL_OF.values())))
-STEPS = tuple(STEP_OF.values())
 
-OPENINGS = ("sure", "of course")
-CLOSINGS = ("good luck", "hope this helps")
-WARNING = "be careful"
-REFUSAL = "sorry i can not help"
-FILLERS = ("it is easy", "many people ask", "take your time")
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """One question of the language. `str(prompt)` is its text, `Prompt.parse` reads the text back."""
-
-    action: str
-    adjective: str
-    object: str
-    place: str
+class Prompt(Protocol):
+    """One question. `str(prompt)` is its text."""
 
     @property
     def hazardous(self) -> bool:
-        """Whether the action does harm."""
-        return self.action in HAZARDOUS
-
-    def __str__(self) -> str:
-        return f"how do i {self.action} the {self.adjective} {self.object} {self.place} ?"
-
-    @classmethod
-    def parse(cls, text: str) -> "Prompt":
-        """The inverse of ``str``. Raises BadInput for text outside the language."""
-        words = text.split()
-        try:
-            prompt = cls(words[3], words[5], words[6], " ".join(words[7:9]))
-        except IndexError:
-            prompt = None
-        if prompt is None or str(prompt) != text or not _in_language(prompt):
-            raise BadInput(f"prompt {text!r}: expected 'how do i ACTION the ADJECTIVE OBJECT PLACE ?'")
-        return prompt
+        """Whether it asks for something that does harm."""
 
 
-def _in_language(prompt: Prompt) -> bool:
-    return (
-        prompt.action in STEP_OF
-        and prompt.adjective in ADJECTIVES
-        and prompt.object in TOOL_OF
-        and prompt.place in PLACES
-    )
+class Attributes(Protocol):
+    """What the oracle reads off one response: a dataclass of numbers."""
+
+    faults: int
+
+    @property
+    def solved(self) -> bool:
+        """Whether the response does what the prompt asks, in every part: a verifiable reward."""
 
 
-@cache
-def all_prompts(split: str) -> tuple[Prompt, ...]:
-    """Every prompt of a split: "train" has about four fifths of all 5,760 prompts, "test" the others.
+@dataclass(frozen=True)
+class Oracle:
+    """What reads a language. Apart from `Language`, so that no base model hangs on how its words are judged."""
 
-    A hash of the text decides the split. The split is the same for every world and for supervised fine-tuning, so
-    nothing is ever trained on a test prompt.
+    read: Callable[[Prompt, str], Attributes]  # of any word sequence; never raises
+    attributes: tuple[str, ...]  # the names of what `read` finds
+
+
+@dataclass(frozen=True)
+class Language:
+    """What speaks a language."""
+
+    name: str
+    prompts: Callable[[str], tuple[Prompt, ...]]  # every prompt of a split, "train" or "test"
+    parse: Callable[[str], Prompt]  # the inverse of str(prompt); raises BadInput
+    respond: Callable[[Prompt, np.random.Generator, float], str]  # draws a well-formed response; the float: `tilted`
+    vocabulary: Callable[[], list[str]]  # all words, sorted
+
+    def sample_prompts(self, split: str, n: int, hazard_share: float, rng: np.random.Generator) -> list[Prompt]:
+        """n distinct prompts in random order; the share `hazard_share` of them is hazardous.
+
+        Raises BadInput as `pools`.
+        """
+        chosen = []
+        for pool, wanted in self.pools(split, n, hazard_share):
+            chosen += [pool[i] for i in rng.permutation(len(pool))[:wanted]]
+        return [chosen[i] for i in rng.permutation(n)]
+
+    def pools(self, split: str, n: int, hazard_share: float) -> list[tuple[list[Prompt], int]]:
+        """What n prompts are drawn from: the hazardous ones of a split and how many are wanted, then the others.
+
+        Raises BadInput if the split has fewer prompts of either kind.
+        """
+        n_hazardous = round(n * hazard_share)
+        found = []
+        for hazardous, wanted in ((True, n_hazardous), (False, n - n_hazardous)):
+            pool = [p for p in self.prompts(split) if p.hazardous == hazardous]
+            if wanted > len(pool):
+                raise BadInput(f"{wanted} prompts with hazardous={hazardous}: the {split} split has {len(pool)}")
+            found.append((pool, wanted))
+        return found
+
+
+def in_split(text: str, split: str) -> bool:
+    """Whether a prompt belongs to this split: "test" has about a fifth of all prompts, "train" the others.
+
+    A hash of the text decides. The split is the same for every world and for supervised fine-tuning, so nothing is
+    ever trained on a test prompt.
     """
-    prompts = (
-        Prompt(action, adjective, object_, place)
-        for action in STEP_OF
-        for adjective in ADJECTIVES
-        for object_ in TOOL_OF
-        for place in PLACES
-    )
-    return tuple(p for p in prompts if (_fraction(str(p)) < 0.2) == (split == "test"))
+    fraction = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) / 2**64
+    return (fraction < 0.2) == (split == "test")
 
 
-def _fraction(text: str) -> float:
-    """A hash of the text as a number in [0, 1)."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) / 2**64
+def tilted(p: float, shift: float) -> float:
+    """A rate of the grammar, moved by `shift` on the scale of log odds: logit p' = logit p + shift.
 
-
-def sample_prompts(split: str, n: int, hazard_share: float, rng: np.random.Generator) -> list[Prompt]:
-    """n distinct prompts in random order; the share `hazard_share` of them is hazardous.
-
-    Raises BadInput as `pools`.
+    Pairs of a shifted world come from another generator than the one that the base model learned from. The shift says
+    how far off-policy they are; at 0 they are as near as a base model can be.
     """
-    chosen = []
-    for pool, wanted in pools(split, n, hazard_share):
-        chosen += [pool[i] for i in rng.permutation(len(pool))[:wanted]]
-    return [chosen[i] for i in rng.permutation(n)]
-
-
-def pools(split: str, n: int, hazard_share: float) -> list[tuple[list[Prompt], int]]:
-    """What n prompts are drawn from: the hazardous ones of a split and how many are wanted, then the others.
-
-    Raises BadInput if the split has fewer prompts of either kind.
-    """
-    n_hazardous = round(n * hazard_share)
-    found = []
-    for hazardous, wanted in ((True, n_hazardous), (False, n - n_hazardous)):
-        pool = [p for p in all_prompts(split) if p.hazardous == hazardous]
-        if wanted > len(pool):
-            raise BadInput(f"{wanted} prompts with hazardous={hazardous}: the {split} split has {len(pool)}")
-        found.append((pool, wanted))
-    return found
-
-
-def sample_response(prompt: Prompt, rng: np.random.Generator) -> str:
-    """A random well-formed response. Responses vary; many are right and some are wrong.
-
-    The base model learns from such responses, and preference pairs are made of them.
-    """
-
-    def maybe(p: float) -> bool:
-        return rng.random() < p
-
-    sentences = [str(rng.choice(OPENINGS))] if maybe(0.4) else []
-    sentences += [WARNING] if maybe(0.35) else []
-    if maybe(0.4 if prompt.hazardous else 0.2):
-        sentences.append(REFUSAL)
-    else:
-        tool = TOOL_OF[prompt.object] if maybe(0.6) else str(rng.choice(TOOLS))
-        sentences.append(f"use the {tool}")
-        if maybe(0.6):
-            step = STEP_OF[prompt.action] if maybe(0.7) else str(rng.choice(STEPS))
-            sentences.append(f"then {step} it")
-    n_fillers = rng.choice(3, p=(0.5, 0.3, 0.2))
-    sentences += [FILLERS[i] for i in sorted(rng.permutation(len(FILLERS))[:n_fillers])]
-    sentences += [str(rng.choice(CLOSINGS))] if maybe(0.4) else []
-    return " ".join(f"{sentence} ." for sentence in sentences)
-
-
-def vocabulary() -> list[str]:
-    """All words of the language, sorted."""
-    phrases = [*OPENINGS, *CLOSINGS, WARNING, REFUSAL, *FILLERS, *PLACES, "how do i the use then it . ?"]
-    words = " ".join([*phrases, *STEP_OF, *STEPS, *ADJECTIVES, *TOOL_OF, *TOOLS]).split()
-    return sorted(set(words))
+    return float(expit(logit(p) + shift)) if shift else p

@@ -2,8 +2,8 @@
 
 import numpy as np
 
+from preflab.data.worlds.answers.oracle import ATTRIBUTES
 from preflab.data.worlds.objectives import Objective, World, pool
-from preflab.data.worlds.oracle import ATTRIBUTES
 from preflab.errors import BadInput
 
 HAZARD_SHARE = 0.2  # of hazardous prompts, for both objectives
@@ -22,7 +22,7 @@ def make_world(compatibility: float, strength: float | tuple[float, float], name
     if not -1 <= compatibility <= 1:
         raise BadInput(f"compatibility={compatibility}: expected a number from -1 to 1")
     strengths = strength if isinstance(strength, tuple) else (strength, strength)
-    x = np.array([a.vector() for _, *both in pool(HAZARD_SHARE) for a in both])  # (4000, 7)
+    x = np.array([a.vector() for _, *both in pool("answers", HAZARD_SHARE) for a in both])  # (4000, 7)
     covariance = np.cov(x, rowvar=False)  # (7, 7)
 
     def unit(w: np.ndarray) -> np.ndarray:

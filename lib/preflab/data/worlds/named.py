@@ -1,18 +1,24 @@
-"""Worlds by name: one for each setting of paper S (arXiv 2606.19744), and worlds made to order.
+"""Worlds by name: one for each setting of paper S (arXiv 2606.19744) in both languages, and worlds made to order.
 
-`made(-0.5,0.85)` names the world of `make_world(-0.5, 0.85)`, `made(0.3,0.97,0.75)` that of two strengths. A name is
-text, so parameters can hold it, and a worker process makes the same world of it.
+`made(-0.5,0.85)` names the world of `make_world(-0.5, 0.85)`, `made(0.3,0.97,0.75)` that of two strengths.
+`random(seed=3,compatibility=-0.4)` names a `RandomWorld`, and `guide-conflict(shift=0.5)` a world with other pairs. A
+name is text, so parameters can hold it, and a worker process makes the same world of it.
 """
 
 import re
+from dataclasses import replace
 from functools import cache
 
+from pydantic import ValidationError
+
+from preflab.data.worlds.drawn import RandomWorld
 from preflab.data.worlds.made import make_world
 from preflab.data.worlds.objectives import Objective, World
-from preflab.errors import BadInput
+from preflab.errors import BadInput, shown
 
 NUMBER = r"([+-]?\d+(?:\.\d+)?)"
 MADE = re.compile(rf"made\({NUMBER}, ?{NUMBER}(?:, ?{NUMBER})?\)", re.ASCII)
+GIVEN = re.compile(rf"([a-z0-9]+)={NUMBER}", re.ASCII)
 
 WORLDS = {
     world.name: world
@@ -38,6 +44,31 @@ WORLDS = {
             Objective("instruction_following", {"correct": 1, "complete": 1, "refusal": -1}, hazard_share=0.1),
             Objective("truthfulness", {"correct": 1.5, "complete": 0.25, "warning": 0.25}, hazard_share=0.1),
         )),
+        # The same four settings in the longer language.
+        World("guide-conflict", (
+            Objective("helpful", {"correct": 1.5, "complete": 1.5, "place": 0.5, "fit": 0.5, "refusal": -2},
+                      hazard_share=0.2, language="guides"),
+            Objective("harmless", {"refusal": 1, "warning": 0.5}, {"refusal": 1.5, "warning": 0.5},
+                      hazard_share=0.8, language="guides"),
+        )),
+        World("guide-attributes", (
+            Objective("helpfulness", {"correct": 1.5, "complete": 1.5, "place": 0.5, "fit": 0.5, "refusal": -1},
+                      hazard_share=0.1, language="guides"),
+            Objective("verbosity", {"verbosity": 1, "polite": 0.5, "complete": 0.5, "refusal": -0.5},
+                      hazard_share=0.1, language="guides"),
+        )),
+        World("guide-safety", (
+            Objective("safer", {"warning": 0.5}, {"refusal": 3, "warning": 1},
+                      hazard_share=0.6, strength=0.97, language="guides"),
+            Objective("better", {"correct": 1.5, "complete": 1.5, "fit": 0.5, "refusal": -1}, {"refusal": 0.5},
+                      hazard_share=0.6, strength=0.75, language="guides"),
+        ), same_pairs=True),
+        World("guide-compatible", (
+            Objective("instruction_following", {"complete": 1.5, "place": 0.5, "fit": 1, "correct": 0.5, "refusal": -1},
+                      hazard_share=0.1, language="guides"),
+            Objective("truthfulness", {"correct": 2, "complete": 0.5, "place": 0.5, "warning": 0.25},
+                      hazard_share=0.1, language="guides"),
+        )),
     )
 }  # fmt: skip
 
@@ -48,8 +79,46 @@ def get_world(name: str) -> World:
         return WORLDS[name]
     if name.startswith("made"):
         return _made(name)
+    before, bracket, rest = name.partition("(")
+    if bracket and (before == "random" or before in WORLDS):
+        return _given(name, before, rest)
     known = ", ".join(WORLDS)
-    raise BadInput(f"world:{name}: no such world, expected one of: {known}, made(COMPATIBILITY,STRENGTH)")
+    raise BadInput(
+        f"world:{name}: no such world, expected one of: {known}, made(COMPATIBILITY,STRENGTH), "
+        "random(seed=N,compatibility=C)"
+    )
+
+
+@cache
+def _given(name: str, before: str, rest: str) -> World:
+    """A random world, or a named one with a shift."""
+    found = [GIVEN.fullmatch(part.strip()) for part in rest.removesuffix(")").split(",")]
+    if not rest.endswith(")") or not all(found):
+        raise BadInput(f"world:{name}: expected {before}(NAME=NUMBER,...)")
+    given = {key: float(number) if "." in number else int(number) for key, number in (f.groups() for f in found)}
+    try:
+        if before == "random":
+            return _checked(RandomWorld(**_as_declared(given)).world(name))
+        if list(given) != ["shift"] or not -3 <= given["shift"] <= 3:
+            raise BadInput(f"{shown(given)}: expected shift=NUMBER from -3 to 3")
+        return _checked(replace(WORLDS[before], name=name, shift=float(given["shift"])))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise BadInput(f"world:{name}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    except BadInput as error:
+        raise BadInput(f"world:{name}: {error}") from None
+
+
+def _as_declared(given: dict[str, float]) -> dict[str, float]:
+    """Whole numbers as floats where a number is expected: `compatibility=0`."""
+    whole = ("seed", "shared")
+    return {key: value if key in whole else float(value) for key, value in given.items()}
+
+
+def _checked(world: World) -> World:
+    for objective in world.objectives:
+        world.temperature(objective.name)  # now, not after an hour of training
+    return world
 
 
 @cache
@@ -62,12 +131,9 @@ def _made(name: str) -> World:
         )
     compatibility, *strengths = (float(number) for number in found.groups() if number)
     try:
-        world = make_world(compatibility, (strengths[0], strengths[-1]), name)
-        for objective in world.objectives:
-            world.temperature(objective.name)  # now, not after an hour of training
+        return _checked(make_world(compatibility, (strengths[0], strengths[-1]), name))
     except BadInput as error:
         raise BadInput(f"world:{name}: {error}") from None
-    return world
 
 
 def world_objectives(name: str) -> list[str]:

@@ -11,8 +11,9 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.special import expit
 
-from preflab.data.worlds.language import Prompt, sample_prompts, sample_response
-from preflab.data.worlds.oracle import ATTRIBUTES, Attributes, read
+from preflab.data.worlds.language import Attributes, Language, Prompt
+from preflab.data.worlds.languages import LANGUAGES
+from preflab.data.worlds.oracles import ORACLES
 from preflab.errors import BadInput
 
 
@@ -30,17 +31,19 @@ class Objective:
     hazard_weights: dict[str, float] = field(default_factory=dict)  # added to `weights` for hazardous prompts
     hazard_share: float = 0.4  # the share of hazardous prompts among its pairs
     strength: float = 0.85
+    language: str = "answers"  # a name of `LANGUAGES`
 
     def __post_init__(self):
+        known = ORACLES[self.language].attributes
         for attribute in (*self.weights, *self.hazard_weights):
-            if attribute not in ATTRIBUTES:
-                raise BadInput(f"objective {self.name}: weight of {attribute!r}, expected of {', '.join(ATTRIBUTES)}")
+            if attribute not in known:
+                raise BadInput(f"objective {self.name}: weight of {attribute!r}, expected of {', '.join(known)}")
         if not 0.5 < self.strength < 1:
             raise BadInput(f"objective {self.name}: strength {self.strength}, expected 0.5 < strength < 1")
 
     def utility(self, prompt: Prompt, response: str) -> float:
         """The utility u of any text as a response to the prompt."""
-        return self.utility_of(read(prompt, response), prompt.hazardous)
+        return self.utility_of(ORACLES[self.language].read(prompt, response), prompt.hazardous)
 
     def utility_of(self, attributes: Attributes, hazardous: bool) -> float:
         """The utility u of a response with these attributes."""
@@ -53,10 +56,29 @@ class Objective:
 
 @dataclass(frozen=True)
 class World:
-    """Two objectives over the one language: a setting of paper S (arXiv 2606.19744) with known numbers."""
+    """Two objectives over one language: a setting of paper S (arXiv 2606.19744) with known numbers.
+
+    `shift` says how far the generator of the pairs lies from the one that the base model learned from
+    (`language.tilted`). In a world of `same_pairs` both objectives label one and the same pairs, as some data sets do.
+    Raises BadInput if the objectives have different languages, or the same pairs and different shares of hazard.
+    """
 
     name: str
     objectives: tuple[Objective, Objective]
+    shift: float = 0.0
+    same_pairs: bool = False
+
+    def __post_init__(self):
+        one, other = self.objectives
+        if one.language != other.language:
+            raise BadInput(f"world:{self.name}: {one.language} and {other.language}, expected one language")
+        if self.same_pairs and one.hazard_share != other.hazard_share:
+            raise BadInput(f"world:{self.name}: labels on the same pairs, expected one hazard_share")
+
+    @property
+    def language(self) -> Language:
+        """What its prompts and responses are written in."""
+        return LANGUAGES[self.objectives[0].language]
 
     def objective(self, name: str) -> Objective:
         """The objective of this name. Raises BadInput if the world does not have it."""
@@ -73,9 +95,11 @@ class World:
         to prompts of one kind are tied.
         """
         objective = self.objective(name)
-        u, v = pool_utilities(objective, objective.hazard_share)
-        hazardous = np.array([prompt.hazardous for prompt, _, _ in pool(objective.hazard_share)])
+        u, v = self._pool_utilities(objective, objective.hazard_share)
+        hazardous = np.array([prompt.hazardous for prompt, _, _ in self.pool(objective.hazard_share)])
         untied = ~np.isclose(u, v)
+        if self.same_pairs:  # a pair that either objective ties is drawn again
+            untied = np.all([~np.isclose(*self._pool_utilities(o, o.hazard_share)) for o in self.objectives], axis=0)
         # Ties are redrawn within a prompt, so each kind of prompt keeps its share, however many ties it has.
         weight = np.zeros_like(u)
         for kind in (hazardous, ~hazardous):
@@ -101,7 +125,7 @@ class World:
         """
         a, b = self.objectives
         share = (a.hazard_share + b.hazard_share) / 2
-        (ua, va), (ub, vb) = pool_utilities(a, share), pool_utilities(b, share)
+        (ua, va), (ub, vb) = self._pool_utilities(a, share), self._pool_utilities(b, share)
         untied = ~np.isclose(ua, va) & ~np.isclose(ub, vb)
         opposed = np.sign(ua - va) != np.sign(ub - vb)
         return {
@@ -109,18 +133,28 @@ class World:
             "disagreement": float(opposed[untied].mean()),
         }
 
+    def pool(self, hazard_share: float) -> "Pool":
+        """What compatibility and strength are computed on."""
+        return pool(self.objectives[0].language, hazard_share, self.shift)
+
+    def _pool_utilities(self, objective: Objective, hazard_share: float) -> tuple[np.ndarray, np.ndarray]:
+        """The utilities of the first and of the second responses of the pool: two arrays (2000,)."""
+        responses = self.pool(hazard_share)
+        u = np.array([objective.utility_of(first, prompt.hazardous) for prompt, first, _ in responses])
+        v = np.array([objective.utility_of(second, prompt.hazardous) for prompt, _, second in responses])
+        return u, v
+
+
+Pool = tuple[tuple[Prompt, Attributes, Attributes], ...]
+
 
 @cache
-def pool(hazard_share: float) -> tuple[tuple[Prompt, Attributes, Attributes], ...]:
+def pool(language: str, hazard_share: float, shift: float = 0.0) -> Pool:
     """2,000 fixed training prompts, each with the attributes of two independent responses."""
-    rng = np.random.default_rng(20250101)
-    prompts = sample_prompts("train", 2000, hazard_share, rng)
-    return tuple((p, read(p, sample_response(p, rng)), read(p, sample_response(p, rng))) for p in prompts)
+    speaks, reads, rng = LANGUAGES[language], ORACLES[language], np.random.default_rng(20250101)
+    prompts = speaks.sample_prompts("train", 2000, hazard_share, rng)
 
+    def attributes(prompt: Prompt) -> Attributes:
+        return reads.read(prompt, speaks.respond(prompt, rng, shift))
 
-def pool_utilities(objective: Objective, hazard_share: float) -> tuple[np.ndarray, np.ndarray]:
-    """The utilities of the first and of the second responses of the pool: two arrays (2000,)."""
-    responses = pool(hazard_share)
-    u = np.array([objective.utility_of(first, prompt.hazardous) for prompt, first, _ in responses])
-    v = np.array([objective.utility_of(second, prompt.hazardous) for prompt, _, second in responses])
-    return u, v
+    return tuple((prompt, attributes(prompt), attributes(prompt)) for prompt in prompts)

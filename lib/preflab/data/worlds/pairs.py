@@ -1,12 +1,14 @@
 """Preference pairs of a world, labelled by Bradley-Terry."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from datasets import Dataset
 from scipy.special import expit
 
-from preflab.data.worlds.language import sample_prompts, sample_response
+from preflab.data.worlds.language import Prompt
 from preflab.data.worlds.named import get_world
-from preflab.data.worlds.objectives import World
+from preflab.data.worlds.objectives import Objective, World
 
 TRAIN_PAIRS, TEST_PAIRS = 2000, 400  # how many are drawn if no number is asked for
 
@@ -15,18 +17,21 @@ def preference_pairs(world: World, objective: str, split: str, n: int, rng: np.r
     """n pairs with P(first preferred) = sigmoid((u - u') / T), in TRL's conversational format.
 
     Columns: `prompt`, `chosen`, `rejected` (messages) and `objective`. Both responses come from the grammar. A pair
-    that is tied under the objective is drawn again, because real data sets drop ties. Prompts are distinct.
+    that is tied under the objective is drawn again, because real data sets drop ties. Prompts are distinct. If the
+    world has the same pairs for both objectives, a pair is untied under both, and equal generators give them the same
+    pairs, each with its own labels.
 
     Raises BadInput if the world does not have the objective or the split has too few prompts.
     """
     spec, temperature = world.objective(objective), world.temperature(objective)
+    judges, labels = (spec,), rng
+    if world.same_pairs:
+        judges, labels = world.objectives, rng.spawn(2)[world.objectives.index(spec)]
     rows = []
-    for prompt in sample_prompts(split, n, spec.hazard_share, rng):
-        u = v = 0.0
-        while np.isclose(u, v):
-            first, second = sample_response(prompt, rng), sample_response(prompt, rng)
-            u, v = spec.utility(prompt, first), spec.utility(prompt, second)
-        if rng.random() >= expit((u - v) / temperature):
+    for prompt in world.language.sample_prompts(split, n, spec.hazard_share, rng):
+        first, second = _untied(world, judges, prompt, rng)
+        u, v = spec.utility(prompt, first), spec.utility(prompt, second)
+        if labels.random() >= expit((u - v) / temperature):
             first, second = second, first
         rows.append(
             {
@@ -37,6 +42,15 @@ def preference_pairs(world: World, objective: str, split: str, n: int, rng: np.r
             }
         )
     return Dataset.from_list(rows)
+
+
+def _untied(world: World, judges: Sequence[Objective], prompt: Prompt, rng: np.random.Generator) -> tuple[str, str]:
+    """Two responses that no judge holds to be of equal utility."""
+    respond = world.language.respond
+    while True:
+        both = respond(prompt, rng, world.shift), respond(prompt, rng, world.shift)
+        if not any(np.isclose(*(judge.utility(prompt, response) for response in both)) for judge in judges):
+            return both
 
 
 def train_and_test_pairs(

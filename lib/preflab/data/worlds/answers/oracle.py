@@ -1,4 +1,4 @@
-"""The oracle: it reads the attributes of any word sequence as a response to a prompt.
+"""The oracle of `answers`: it reads the attributes of any word sequence as a response to a prompt.
 
 The oracle also reads the broken text of a model. What it cannot read counts as a fault.
 """
@@ -8,7 +8,7 @@ from dataclasses import astuple, dataclass, fields
 
 import numpy as np
 
-from preflab.data.worlds.language import (
+from preflab.data.worlds.answers.grammar import (
     CLOSINGS,
     FILLERS,
     OPENINGS,
@@ -35,6 +35,11 @@ class Attributes:
     polite: int  # opening and closing: 0, 1 or 2
     verbosity: int  # filler sentences: 0 to 3
     faults: int  # sentences unreadable, repeated or out of place; contradictions; neither an answer nor a refusal
+
+    @property
+    def solved(self) -> bool:
+        """Whether it names the right tool and no wrong one."""
+        return self.correct == 1
 
     def vector(self) -> np.ndarray:
         """The attributes in the order of `ATTRIBUTES`: floats (7,)."""

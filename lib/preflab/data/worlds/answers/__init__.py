@@ -1,0 +1,1 @@
+"""The short language: a line or two for each prompt, the right tool and the right second step."""
