@@ -25,6 +25,7 @@ from preflab.settings import Count, Name, Seed
 from preflab.stages.base import TINY, Base, BaseSettings
 from preflab.stages.data import PairSource, world_of
 from preflab.stages.given import given_model
+from preflab.stages.stage import Stage
 
 
 class Parameters(BaseModel):
@@ -137,6 +138,10 @@ class Experiment(Parameters):
 
     def sources(self) -> list[tuple[str, str]]:
         """Every (source, objective) that pairs are taken from."""
+        raise NotImplementedError
+
+    def stages(self) -> list[Stage]:
+        """What the notebook asks for, as far as it is known before anything is made."""
         raise NotImplementedError
 
     @model_validator(mode="after")
