@@ -664,6 +664,7 @@ PARAMETERS = {  # of notebook 02: another value, and what it makes other
     ("train_pairs", 40): {"reward", "dpo", "ppo"},
     ("test_pairs", 16): {"prompts"},
     ("pairs_per_prompt", 1): set(),  # a world has one pair a prompt
+    ("test_share", 0.5): set(),  # a world draws its own splits
     ("max_new_tokens", 9): {"reward", "ppo", "prompts"},
     ("hardware.device", "auto"): set(),
     ("hardware.dtype", "float32"): {"base"},

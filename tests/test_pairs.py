@@ -248,7 +248,7 @@ def test_unieval_groups_rows_of_one_dialogue(tmp_path):
     rows = [unieval(n, f"system {k}", naturalness=float(k), overall=5.0 - k) for k in range(3) for n in range(30)]
     source = write(tmp_path / "topical_chat.json", rows)
     assert objectives_of(source) == ["naturalness", "overall"]
-    loaded = load_pairs(source, "overall", test_fraction=0.3)
+    loaded = load_pairs(source, "overall", test_share=0.3)
     assert sum(loaded.report.pairs_kept.values()) == 30 * 3
     assert all(good < bad for _, good, bad in triples(loaded.train))
     assert re.fullmatch(r"fact \d+\n\nso \d+\nyes", loaded.test[0]["prompt"][0]["content"])
@@ -306,7 +306,7 @@ def test_trl_objective_column_filters(tmp_path):
     rows = [trl(n, objective="kind" if n % 2 else "brief") for n in range(40)]
     source = write(tmp_path / "own.parquet", rows)
     assert objectives_of(source) == ["brief", "kind"]
-    loaded = load_pairs(source, "kind", test_fraction=0.4)
+    loaded = load_pairs(source, "kind", test_share=0.4)
     assert loaded.report.rows_read == 40
     assert sum(loaded.report.pairs_kept.values()) == 20
     assert loaded.report.dropped == {}
@@ -436,11 +436,11 @@ def test_rows_without_ratings_have_no_objectives(tmp_path, row, expected):
 @pytest.mark.parametrize("suffix", ["jsonl", "jsonl.gz", "json", "parquet"])
 def test_one_file_of_any_format_is_split_by_prompt(tmp_path, suffix):
     rows = [trl(n // 2, f"good {n}") for n in range(400)]  # two pairs a prompt
-    loaded = load_pairs(write(tmp_path / f"test.{suffix}", rows), "default", test_fraction=0.25)
+    loaded = load_pairs(write(tmp_path / f"test.{suffix}", rows), "default", test_share=0.25)
     assert not prompts(loaded.train) & prompts(loaded.test)
     assert len(loaded.train) + len(loaded.test) == 400
     assert 60 < len(loaded.test) < 140
-    reference = load_pairs(write(tmp_path / "again.jsonl", rows), "default", test_fraction=0.25)
+    reference = load_pairs(write(tmp_path / "again.jsonl", rows), "default", test_share=0.25)
     assert loaded.report.fingerprint == reference.report.fingerprint
 
 
@@ -448,7 +448,7 @@ def test_prompts_stay_on_their_side_whatever_else_changes(tmp_path):
     few = write(tmp_path / "few.jsonl", [trl(n) for n in range(50)])
     many = write(tmp_path / "many.jsonl", [trl(n, "fine") for n in reversed(range(200))])
     small = load_pairs(few, "default", seed=1)
-    large = load_pairs(many, "default", seed=2, test_fraction=0.2)
+    large = load_pairs(many, "default", seed=2, test_share=0.2)
     assert prompts(small.test) < prompts(large.test)
 
 
@@ -468,7 +468,7 @@ def test_subsets_follow_the_seed_and_nest(tmp_path):
     source = write(tmp_path / "a.jsonl", [trl(n) for n in range(300)])
 
     def load(**options):
-        return load_pairs(source, "default", test_fraction=0.3, **options)
+        return load_pairs(source, "default", test_share=0.3, **options)
 
     once, again = load(max_train=20, max_test=10), load(max_train=20, max_test=10)
     assert once.train[:] == again.train[:]
@@ -790,8 +790,8 @@ def test_bad_paths_and_numbers(tmp_path):
     with pytest.raises(BadInput, match="no data in this folder"):
         load_pairs(f"files:{tmp_path}", "default")
     source = folder(tmp_path, [trl(1)], [trl(2)])
-    with pytest.raises(BadInput, match="test_fraction is 1; expected"):
-        load_pairs(source, "default", test_fraction=1)
+    with pytest.raises(BadInput, match="test_share is 1; expected"):
+        load_pairs(source, "default", test_share=1)
     with pytest.raises(BadInput, match="max_test is 0; expected"):
         load_pairs(source, "default", max_test=0)
     write(tmp_path / "train2.jsonl", [hh(1)])

@@ -229,7 +229,7 @@ def test_a_limit_favours_no_reply_and_no_pair(tmp_path):
 def test_a_limit_goes_for_every_schema_and_comes_before_the_size_of_the_split(tmp_path):
     rows = [{"prompt": f"p {n % 40}", "chosen": f"good {n}", "rejected": "bad"} for n in range(200)]
     source = write(tmp_path / "own.jsonl", rows)
-    report = load_pairs(source, "default", test_fraction=0.3, pairs_per_prompt=2, max_train=30).report
+    report = load_pairs(source, "default", test_share=0.3, pairs_per_prompt=2, max_train=30).report
     assert report.dropped["over pairs_per_prompt"] == 120
     assert report.pairs_kept["train"] == 30 and report.dropped["over max_train"] + 30 + report.pairs_kept["test"] == 80
     with pytest.raises(BadInput, match="pairs_per_prompt is 0; expected at least 1, or none for all"):
@@ -269,6 +269,30 @@ def test_the_limit_is_a_parameter_and_goes_for_all_that_is_read(tmp_path):
 
 
 # --- splits ---------------------------------------------------------------------------------------
+
+
+def test_the_share_of_held_out_prompts_is_a_parameter(tmp_path):
+    """Half of the prompts or a tenth: none is in both splits, of any objective, and what is held out stays so."""
+    write(tmp_path / "own.jsonl", many(300, 2))
+    own = {"settings": {"own": ["files:own.jsonl", "kind", "brief"]}, "data": str(tmp_path), "train_pairs": 10000}
+    own["test_pairs"] = 10000
+
+    def read(**options):
+        p = resolve(find_notebook("01_sequential_settings"), own | options, "test")
+        assert {source.of.test_share for source in p.base_model.corpus} == {options.get("test_share", 0.1)}
+        sources = [p.source_of(p.all_settings()[0], objective) for objective in ("kind", "brief")]
+        loaded = [replace(source, fitting=None).load(0) for source in sources]  # no model is made here
+        trained, tested = (set.union(*(prompts(getattr(x, split)) for x in loaded)) for split in ("train", "test"))
+        assert not trained & tested
+        return trained, tested, loaded
+
+    (trained, tested, loaded), half = read(), read(test_share=0.5)
+    assert len(tested) == pytest.approx(30, abs=15) and len(half[1]) == pytest.approx(150, abs=25)
+    assert tested < half[1] and half[0] < trained and trained | tested == half[0] | half[1]
+    assert loaded[0].report == read(test_share=0.1)[2][0].report, "the default is a tenth"
+    for share in (0.0, 1.0, -0.1):
+        with pytest.raises(BadInput, match=f"test_share={share}: input should be "):
+            read(test_share=share)
 
 
 def test_a_prompt_is_held_out_for_every_objective_or_for_none(tmp_path):

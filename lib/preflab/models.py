@@ -11,7 +11,14 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from pydantic import Field
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, GPTNeoXConfig, LlamaConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GPTNeoXConfig,
+    LlamaConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from preflab.attention import FUSED
 from preflab.errors import BadInput, first_line
@@ -87,6 +94,18 @@ def load_model(
     if kind is AutoModelForCausalLM:
         _check_head(model, name)
     return model
+
+
+def weightless(name: str, dtype: torch.dtype, revision: str | None = None) -> PreTrainedModel:
+    """A saved or hub model as shapes alone, on torch's meta device. Raises BadInput where it is out of reach."""
+    if not Path(name).is_dir():
+        ask_hub_once()
+    try:
+        config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise BadInput(f"model {name!r}: not loadable: {first_line(error)}") from error
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, attn_implementation=FUSED, dtype=dtype)
 
 
 @torch.no_grad()

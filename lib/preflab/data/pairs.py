@@ -49,7 +49,7 @@ def load_pairs(
     objective: str,
     *,
     revision: str | None = None,
-    test_fraction: float = 0.1,
+    test_share: float = 0.1,
     max_train: int | None = None,
     max_test: int | None = None,
     pairs_per_prompt: int | None = None,
@@ -59,7 +59,7 @@ def load_pairs(
     """Load one objective of a source as pairs whose train and test prompts are disjoint.
 
     If the source has train and test (or validation) splits, train pairs whose prompt occurs in test are dropped. If it
-    has not, a hash of the prompt sends about `test_fraction` of the prompts to test: the same prompts for every seed,
+    has not, a hash of the prompt sends about `test_share` of the prompts to test: the same prompts for every seed,
     objective and subset. `max_train` and `max_test` keep a random subset of that many pairs, which `seed` draws after
     everything else; a larger subset contains the smaller one. A world draws its own splits of these sizes.
     `pairs_per_prompt` keeps at most so many pairs of each prompt, drawn by their content: the same for every seed and
@@ -72,13 +72,13 @@ def load_pairs(
     that are merely of no use are dropped and counted.
     """
     limits = {"train": max_train, "test": max_test}
-    _check_numbers(test_fraction, limits, pairs_per_prompt)
+    _check_numbers(test_share, limits, pairs_per_prompt)
     tables, commit = _read(source, objective, revision, limits, seed)
     schema = schema_of(tables)
     _check_labels(source, objective, schema, tables)
 
     dropped: Counter[str] = Counter()
-    candidates = _candidates(tables, schema, objective, test_fraction, dropped)
+    candidates = _candidates(tables, schema, objective, test_share, dropped)
     pairs, overlap = _disjoint(candidates, _held_out(tables, schema), dropped)
     if fits:
         pairs = {split: _fitting(members, fits, dropped) for split, members in pairs.items()}
@@ -128,9 +128,9 @@ def check_there(source: str, objective: str, revision: str | None = None) -> Non
         hub_tables(name, objective if named else None, revision)
 
 
-def _check_numbers(test_fraction: float, limits: Limits, pairs_per_prompt: int | None) -> None:
-    if not 0 < test_fraction < 1:
-        raise BadInput(f"test_fraction is {test_fraction}; expected a number between 0 and 1")
+def _check_numbers(test_share: float, limits: Limits, pairs_per_prompt: int | None) -> None:
+    if not 0 < test_share < 1:
+        raise BadInput(f"test_share is {test_share}; expected a number between 0 and 1")
     named = {f"max_{split}": limit for split, limit in limits.items()} | {"pairs_per_prompt": pairs_per_prompt}
     for name, limit in named.items():
         if limit is not None and limit < 1:
@@ -161,9 +161,7 @@ def _check_labels(source: str, objective: str, schema: str, tables: list[Table])
         check_offered(f"{source}/{objective}" if named else source, objective, offered)
 
 
-def _candidates(
-    tables: list[Table], schema: str, objective: str, test_fraction: float, dropped: Counter[str]
-) -> Splits:
+def _candidates(tables: list[Table], schema: str, objective: str, test_share: float, dropped: Counter[str]) -> Splits:
     """The pairs of each split: the splits of the source if it has both, otherwise ours.
 
     Candidates that are of no use are counted by reason.
@@ -175,7 +173,7 @@ def _candidates(
                 pairs[table.split].append(outcome)
             else:
                 dropped[outcome] += 1
-    return pairs if _both_splits(tables) else _split(pairs["train"] + pairs["test"], test_fraction)
+    return pairs if _both_splits(tables) else _split(pairs["train"] + pairs["test"], test_share)
 
 
 def _both_splits(tables: list[Table]) -> bool:
@@ -193,13 +191,13 @@ def _held_out(tables: list[Table], schema: str) -> set[Turns]:
     return {rated_prompt(row, where) for table in tables if table.split == "test" for where, row in table.numbered()}
 
 
-def _split(pairs: list[Pair], test_fraction: float) -> Splits:
-    """Sends a prompt to test if its hash, as a number in [0, 1), is below test_fraction."""
+def _split(pairs: list[Pair], test_share: float) -> Splits:
+    """Sends a prompt to test if its hash, as a number in [0, 1), is below test_share."""
     found: Splits = {"train": [], "test": []}
     for pair in pairs:
         digest = hashlib.sha256(json.dumps(pair.prompt).encode()).digest()
         share = int.from_bytes(digest[:8]) / 2**64
-        found["test" if share < test_fraction else "train"].append(pair)
+        found["test" if share < test_share else "train"].append(pair)
     return found
 
 

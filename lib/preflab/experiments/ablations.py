@@ -15,6 +15,7 @@ from preflab.judging import Judged, described
 from preflab.measured import PARTS, Measured
 from preflab.stages.alignment import Measurement
 from preflab.stages.answers import Answers
+from preflab.stages.stage import Stage
 from preflab.training.from_samples import SampleTraining
 
 SIDES = ("chosen", "rejected")
@@ -85,6 +86,9 @@ class Ablations(Variants):
         for name, row in self.variants.items():
             self.check_row(name, row)
         return self
+
+    def asked_of(self, run: Planned) -> tuple[Stage, ...]:
+        return *super().asked_of(run), self.learnt(run.training)
 
     @property
     def plain_of(self) -> dict[str, str]:

@@ -149,6 +149,10 @@ class Coordination(Variants):
             "chosen ones trained and measured": lambda: _jobs(self.chosen(self.candidates()), self.final_stages),
         }
 
+    def stages(self) -> list[Stage]:
+        """The plain methods alone: what they choose decides the rest."""
+        return [s for tried in self.plain_candidates().values() for run in tried.runs for s in self.tried_stages(run)]
+
     def tried_stages(self, run: Planned) -> tuple[Stage, ...]:
         """What a candidate is chosen by. Snapshots come first: a candidate that is chosen need not train again."""
         return self.alignment(run.training).snapshots, self.answers_stage(run.training, self.validation_prompts)

@@ -23,6 +23,7 @@ from preflab.stages.answers import Answers, AnswersStage
 from preflab.stages.data import PairSource, Prompts
 from preflab.stages.probe import PairsProbe, SamplesProbe
 from preflab.stages.reward import RewardKind, RewardSection, RewardStage
+from preflab.stages.stage import Stage
 from preflab.stages.training import Training, TrainingFromPairs, TrainingFromSamples
 from preflab.statistics import Interval, mean_interval
 from preflab.training.from_pairs import PairTraining
@@ -212,6 +213,13 @@ class Dynamics(Experiment):
             detail=m.detail,
             replay=m.snapshots == "replay",
         )
+
+    def stages(self) -> list[Stage]:
+        return [stage for run in self.planned() for stage in self.asked_of(run)]
+
+    def asked_of(self, run: Planned) -> tuple[Stage, ...]:
+        """What is measured of a run."""
+        return self.alignment(run.training), self.answers_stage(run.training)
 
     def reports(self) -> dict[str, dict[str, Any]]:
         """What was read, by seed."""

@@ -20,10 +20,11 @@ from preflab.experiments.explain import explain, hint
 from preflab.hardware import Hardware
 from preflab.models import Lora
 from preflab.paths import project_root
-from preflab.settings import Count, Name, Seed
+from preflab.settings import Between, Count, Name, Seed
 from preflab.stages.base import TINY, Base, BaseSettings
 from preflab.stages.data import PairSource, world_of
 from preflab.stages.given import given_model
+from preflab.stages.stage import Stage
 
 
 class Parameters(BaseModel):
@@ -129,6 +130,7 @@ class Experiment(Parameters):
     train_pairs: Count
     test_pairs: Annotated[Count, Field(ge=8)]
     pairs_per_prompt: Count | None  # a limit where one prompt has many replies; None: all
+    test_share: Between = 0.1  # of the prompts of files: and hub: sources without a test split, which are held out
     max_new_tokens: Count
     seeds: Annotated[list[Seed], Field(min_length=1)]
     show_texts: bool
@@ -136,6 +138,10 @@ class Experiment(Parameters):
 
     def sources(self) -> list[tuple[str, str]]:
         """Every (source, objective) that pairs are taken from."""
+        raise NotImplementedError
+
+    def stages(self) -> list[Stage]:
+        """What the notebook asks for, as far as it is known before anything is made."""
         raise NotImplementedError
 
     @model_validator(mode="after")
@@ -198,8 +204,8 @@ class Experiment(Parameters):
         return self._source(source, objective, **sizes, fitting=fitting)
 
     def _source(self, source: str, objective: str, **given: Any) -> PairSource:
-        limit = self.pairs_per_prompt
-        return PairSource(self.located(source), objective, self.revision, pairs_per_prompt=limit, **given)
+        split = {"pairs_per_prompt": self.pairs_per_prompt, "test_share": self.test_share}
+        return PairSource(self.located(source), objective, self.revision, **split, **given)
 
     def read_report(self, pairs: PairSource, source: str, seed: int) -> dict[str, Any]:
         """What was read, kept and dropped; under the source's own name, not where it lies here."""

@@ -20,6 +20,7 @@ from preflab.models import Lora
 from preflab.settings import SOURCE, Count
 from preflab.stages.data import Pairs, PairSource, world_of
 from preflab.stages.evaluation import Evaluated, Evaluation
+from preflab.stages.stage import Stage
 from preflab.stages.training import TrainingFromPairs
 from preflab.training.from_pairs import PairTraining
 
@@ -221,6 +222,9 @@ class Sequential(Experiment):
             "Stage 1": self._phase([(s, (o,)) for s in settings for o in dict.fromkeys(s.objectives)]),
             "Stage 2": self._phase([(s, order) for s in settings for order in s.orders]),
         }
+
+    def stages(self) -> list[Stage]:
+        return [stage for phase in self.phases().values() for stage in phase.values()]
 
     def _phase(self, paths: list[tuple[Setting, Path]]) -> dict[str, Evaluation]:
         return {

@@ -5,7 +5,6 @@ import shlex
 import shutil
 import signal
 import sys
-from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,8 +18,9 @@ from preflab import paths
 from preflab.errors import BadInput, machine_fault, one_line
 from preflab.progress import show_with
 from preflab.running import notebooks
+from preflab.running.asked import found, parameters_of, resolved
 from preflab.running.cache import Cache
-from preflab.running.reading import find_notebook, parse_yaml, read_notebook, read_yaml, resolve
+from preflab.running.reading import find_notebook, read_notebook, read_yaml, resolve
 from preflab.running.records import staging_of, take_place
 
 EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED = 2, 1, 128 + signal.SIGINT
@@ -59,6 +59,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 Profile = Annotated[str, typer.Option(help="A folder of params/.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--parameter", "-p", help="key=value over the file's; repeatable.")
+]
 
 
 cache_app = typer.Typer(no_args_is_help=True, help="The cache of trained stages.")
@@ -85,13 +88,40 @@ def _start(
 def run(
     name: Annotated[str, typer.Argument(help="A file of params/PROFILE/, without .yaml.")],
     profile: Profile = "default",
-    parameter: Annotated[
-        list[str] | None, typer.Option("--parameter", "-p", help="key=value over the file's; repeatable.")
-    ] = None,
+    parameter: Overrides = None,
 ) -> None:
     """Execute one notebook with params/PROFILE/NAME.yaml; the default profile has the notebooks' own values."""
     folder = _run(name, profile, parameter or [])
     _print_claims([folder])
+
+
+@app.command()
+def plan(
+    name: Annotated[str, typer.Argument(help="A file of params/PROFILE/, without .yaml; or the path of a YAML file.")],
+    profile: Profile = "default",
+    parameter: Overrides = None,
+) -> None:
+    """What `run` would make of the same words: stages, tokens, passes, memory, and time by a measurement of 10 s.
+
+    Trains nothing that is kept. It ends in an error if memory is too small.
+    """
+    parameters = parameters_of(name, profile, parameter or [])
+    from preflab.experiments.experiment import Experiment
+    from preflab.hardware import share_cores
+    from preflab.planning.plan import plan as planned
+    from preflab.running.quiet import quiet
+    from preflab.stages.stage import keep_in
+
+    if not isinstance(parameters, Experiment):
+        raise BadInput(f"{name}: makes no stages, expected a notebook that trains")
+    quiet()
+    share_cores(parameters.hardware.workers, parameters.tiny)
+    keep_in(_cache())
+    found = planned(parameters)
+    for line in found.lines():
+        typer.echo(line)
+    if found.shortage:
+        raise BadInput(found.shortage)
 
 
 @app.command()
@@ -226,13 +256,7 @@ def _cache() -> Cache:
 
 def _run(name: str, profile: str, overrides: list[str], only_if_needed: bool = False) -> Path:
     """Check everything, execute, return the folder of the results."""
-    files = notebooks.find_parameters(profile)
-    if name not in files:
-        known = ", ".join(files) or "none found"
-        raise BadInput(f"params/{profile}/{name}.yaml: no such file, expected one of: {known}")
-    notebook = find_notebook(name)
-    file = files[name]
-    given = {"profile": profile, "name": name, **(read_yaml(file) if file else {})}
+    notebook, file, given = found(name, profile)
     words = [f for override in overrides for f in ("-p", override)]
     command = shlex.join(["preflab", "run", name, "--profile", profile, *words])
     cells = read_notebook(notebook)
@@ -240,49 +264,10 @@ def _run(name: str, profile: str, overrides: list[str], only_if_needed: bool = F
     if only_if_needed and notebooks.up_to_date(cells, given, folder):
         typer.echo(f"{name}  up to date", err=True)
         return folder
-    parameters = resolve(notebook, given, str(file or notebook))
-    if overrides:
-        given = _laid_over(given, _parse(overrides), parameters)
-        parameters = resolve(notebook, given, "-p")
-    parameters.check_there()
+    given, parameters = resolved(notebook, file, given, overrides)
     folder = notebooks.results_folder(parameters.profile, parameters.name)
     _execute(cells, given, folder, command)
     return folder
-
-
-def _laid_over(given: dict[str, Any], over: dict[str, Any], settings: Any) -> dict[str, Any]:
-    """A section of the command line is laid over the file's, at any depth; everything else takes its place.
-
-    `settings` tells what a section is. A mapping of names that a reader chooses (`variants`) is none.
-    """
-    sections = {k for k, v in over.items() if is_dataclass(getattr(settings, k, None)) and isinstance(v, dict)}
-    both = {k: _laid_over(given[k], over[k], getattr(settings, k)) for k in sections if isinstance(given.get(k), dict)}
-    return {**given, **over, **both}
-
-
-def _parse(overrides: list[str]) -> dict[str, Any]:
-    """key=value, the value as YAML reads it: what a file cannot say, the command line cannot either."""
-    given = {}
-    for override in overrides:
-        key, equals, value = override.partition("=")
-        if not equals:
-            raise BadInput(f"-p {override}: expected key=value")
-        if key in given:
-            raise BadInput(f"-p {override}: {key} is given twice, expected once")
-        given[key] = parse_yaml(value, f"-p {override}")
-    _begin_here(given, "data")
-    if isinstance(base := given.get("base"), dict) and os.path.exists(os.path.expanduser(str(base.get("model")))):
-        from preflab.stages.base import TINY  # imports torch, as the check of the parameters does next
-
-        if base["model"] != TINY:
-            _begin_here(base, "model")
-    return given
-
-
-def _begin_here(given: dict[str, Any], key: str) -> None:
-    """A path of the command line is relative to where the command was given; a notebook's, to the checkout."""
-    if isinstance(path := given.get(key), str):
-        given[key] = os.path.relpath(os.path.expanduser(path), paths.project_root())
 
 
 def _execute(notebook: nbformat.NotebookNode, given: dict, folder: Path, command: str) -> nbformat.NotebookNode:

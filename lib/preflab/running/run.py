@@ -29,6 +29,7 @@ from preflab.figures import theme
 from preflab.files import sha256
 from preflab.hardware import device_name, share_cores
 from preflab.paths import project_root, results_root
+from preflab.planning.fit import check_memory
 from preflab.running.cache import Cache
 from preflab.running.identity import digest
 from preflab.running.parallel import show_progress_in
@@ -39,12 +40,16 @@ from preflab.stages.stage import keep_in
 
 
 def start(parameters: Parameters) -> "Run":
-    """What every notebook begins with: quiet libraries, its share of the cores, the one cache, one look for figures."""
+    """What every notebook begins with: quiet libraries, its share of the cores, the one cache, one look for figures.
+
+    Raises BadInput if what the notebook would make does not fit in memory.
+    """
     quiet()
     share_cores(parameters.hardware.workers, parameters.tiny)
     theme()
     pd.options.display.max_colwidth = None
     keep_in(Cache(results_root() / "cache"))
+    check_memory(parameters)
     return Run(parameters)
 
 

@@ -26,6 +26,7 @@ class PairSource:
     test: int | None = None
     fitting: Base | None = None  # leave out pairs that are longer than this model's context
     pairs_per_prompt: int | None = None  # None: all
+    test_share: float = 0.1  # of the prompts, where the source has no test split
 
     def load(self, seed: int) -> LoadedPairs:
         """The pairs, read once a process. The seed draws the training pairs; test pairs are those of seed 0."""
@@ -56,6 +57,7 @@ def _load(of: PairSource, seed: int) -> LoadedPairs:
         of.source,
         of.objective,
         revision=of.revision,
+        test_share=of.test_share,
         max_train=of.train,
         max_test=of.test,
         pairs_per_prompt=of.pairs_per_prompt,
