@@ -464,12 +464,37 @@ def test_out_of_memory_is_one_line(project):
     assert project.files() == []
 
 
-def test_a_killed_kernel_is_one_line(project):
-    project.body("import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+def test_a_killed_kernel_is_one_line_and_leaves_nothing_half_made(project):
+    project.body(
+        "import os, pathlib, signal\nfrom preflab.running.records import staging_of\n"
+        f"staging_of(pathlib.Path({str(project.results)!r}, profile, name), os.getpid()).mkdir()",
+        "os.kill(os.getpid(), signal.SIGKILL)",
+    )
     assert "out of memory?" in one_error(project.run(), code=1)
+    assert project.files() == [f"quick/{NAME}.failed.ipynb"]
 
 
-@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_kernel_that_is_killed_before_it_answers_is_one_line(project, monkeypatch):
+    def spec(folder, *_):
+        folder.mkdir(parents=True)
+        argv = [sys.executable, "-c", "raise SystemExit(1)"]
+        (folder / "kernel.json").write_text(json.dumps({"argv": argv, "display_name": "x", "language": "python"}))
+
+    monkeypatch.setattr(notebooks, "write_kernel_spec", spec)
+    assert "the notebook's process was killed" in one_error(project.run(), code=1)
+    assert project.files() == [f"quick/{NAME}.failed.ipynb"]
+
+
+def test_what_a_kernel_is_told_lies_where_the_next_run_clears_up(project):
+    """Not in the system's folder of temporary files, where a killed run would leave it."""
+    project.body("import sys; print(sys.argv)")
+    assert project.run().exit_code == 0
+    assert f"{project.results}/quick/.{NAME}." in project.printed()
+
+
+@pytest.mark.parametrize(
+    ("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGQUIT, 131)]
+)
 def test_a_stopped_run_leaves_nothing_and_no_process(project, sent, code):
     project.body(
         "import os, pathlib, subprocess, sys, time\n"

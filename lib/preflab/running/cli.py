@@ -77,7 +77,7 @@ def _start(
 ) -> None:
     """What preference optimisation does to a language model: run the notebooks, collect the results."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    for ending in (signal.SIGTERM, signal.SIGHUP):  # clean up, as Ctrl-C does
+    for ending in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):  # clean up, as Ctrl-C does
         signal.signal(ending, lambda number, _: sys.exit(128 + number))
 
 
