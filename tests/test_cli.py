@@ -29,7 +29,8 @@ COMMAND = "from preflab.running.cli import app; app()"
 def _heed_ctrl_c():
     """A shell that starts the tests in the background has Ctrl-C ignored, and every child would inherit that. A
     terminal's Ctrl-C goes to the whole group of processes: give the command one of its own."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    for ending in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(ending, signal.SIG_DFL)
     os.setpgid(0, 0)
 
 
@@ -511,6 +512,14 @@ def test_a_stopped_run_leaves_nothing_and_no_process(project, sent, code):
     assert (stdout, stderr) == ("", said if sent == signal.SIGINT else "")
     assert project.files() == []
     wait_until(lambda: not any(running(int(pid)) for pid in pids.read_text().split()))
+
+
+def test_a_run_under_nohup_outlives_its_terminal(project):
+    project.body("import os, signal; os.kill(os.getppid(), signal.SIGHUP); print('still here')")
+    words = ["nohup", sys.executable, "-c", COMMAND, "run", NAME, "--profile", "quick"]
+    done = subprocess.run(words, cwd=project.root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert project.printed() == "still here\n"
 
 
 def wait_until(condition, seconds=60):

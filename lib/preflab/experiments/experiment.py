@@ -86,8 +86,8 @@ class Parameters(BaseModel):
         return f"{key}={shown(value)}: no such parameter, expected one of: {', '.join(sorted(cls.model_fields))}"
 
     def read_from(self) -> list[tuple[str, str]]:
-        """Every (source, objective) that is read."""
-        raise NotImplementedError
+        """Every (source, objective) that is read: none, unless a notebook says which."""
+        return []
 
     def check_there(self, here_only: bool = False) -> None:
         """Raises BadInput for a file or a folder that is not there.

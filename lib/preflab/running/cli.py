@@ -78,7 +78,8 @@ def _start(
     """What preference optimisation does to a language model: run the notebooks, collect the results."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     for ending in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):  # clean up, as Ctrl-C does
-        signal.signal(ending, lambda number, _: sys.exit(128 + number))
+        if signal.getsignal(ending) != signal.SIG_IGN:  # as under nohup
+            signal.signal(ending, lambda number, _: sys.exit(128 + number))
 
 
 @app.command()
