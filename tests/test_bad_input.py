@@ -25,6 +25,7 @@ from preflab.running import notebooks
 from preflab.running.cli import app
 from preflab.running.reading import defaults
 from preflab.running.records import made_in
+from preflab.stages.given import check_model
 
 SOURCES = Path(__file__).resolve().parents[1] / "notebooks" / "src"
 FIRST, ROWS, LAST = "01_sequential_settings", "03_component_ablations", "04_coordinated_objectives"
@@ -64,6 +65,23 @@ def rows(content, name="rows.jsonl"):
 def variants(row, name=ROWS):
     """A row of parameters beside plain DPO."""
     return p(f"variants={{plain: {{method: dpo}}, mine: {row}}}", name=name)
+
+
+def sft(source):
+    """Dialogues to tune a model by name on."""
+    words = p(f"base={{model: mine, sft_source: {source}}}").words
+    return Given(words, {"mine/config.json": b"{}"})
+
+
+def asked(source, content=b""):
+    """AlpacaEval's prompts."""
+    return Given(p(f"alpaca_eval={source}", name=LAST).words, {"a.json": content})
+
+
+def checked(name, text, **files):
+    """A file of parameters that is checked, not run."""
+    given = command("check", f"{name}.yaml", **files)
+    return Given(given.words, {f"{name}.yaml": text.encode(), **given.files})
 
 
 BOMB = "a: &a [x, x]\n" + "".join(f"{b}: &{b} [*{a}, *{a}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True))
@@ -154,6 +172,60 @@ VALUES = [
     pytest.param(p(f"settings={{a: [files:{LONG}, b, c]}}"), "no such path", id="a path that is too long"),
     pytest.param(p('settings={a: ["files:a\\0b", b, c]}'), "no such path", id="a path with a null"),
     pytest.param(p("settings={a: [hub:a/b, c, d]}"), "hub:a/b: the hub cannot be reached", id="no network"),
+]
+
+MODEL = "base={model: org/none}"
+BENCH = "90_benchmarks"
+
+TEXTS_AND_MODELS = [
+    pytest.param(p("base={model: ./none}"), "base.model='./none': no such folder or file at", id="no such model"),
+    pytest.param(
+        p("base={model: none.gguf}"), "base.model='none.gguf': no such folder or file", id="no such GGUF file"
+    ),
+    pytest.param(p("base={model: models/smollm2}"), "run: preflab model smollm2", id="a model that can be got"),
+    pytest.param(p("base={model: ~nouser/x}"), "model='~nouser/x': no such folder", id="a model in the home of nobody"),
+    pytest.param(p('base={model: "a\\0b"}'), r"base.model='a\x00b': no such folder", id="a model with a null"),
+    pytest.param(p(f"base={{model: {LONG}}}"), "base.model='aaaaaaa", id="a model that is too long"),
+    pytest.param(p("base={model: params}"), "base.model='params': no config.json in", id="a folder without a model"),
+    pytest.param(
+        p(MODEL), "base.model='org/none': no such folder, and the hub cannot be", id="a model without network"
+    ),
+    pytest.param(p("base={model: a b}"), "base.model='a b': no such folder", id="a model that no hub can have"),
+    pytest.param(p(MODEL, name=BENCH), "base.model='org/none': no such folder, and the hub", id="a model to time"),
+    pytest.param(p("source=files:none.jsonl", name=BENCH), "none.jsonl: no such path", id="no such file to time"),
+    pytest.param(p("source=files:none.jsonl", name=ROWS), "none.jsonl: no such path", id="no such file in 03"),
+    pytest.param(
+        p("final_source=files:none.jsonl", "final_objective=b", name=ROWS),
+        "none.jsonl: no such path",
+        id="no final file",
+    ),
+    pytest.param(
+        p("final_source=hub:a/b", "final_objective=b", name=ROWS), "hub:a/b: the hub cannot", id="no final on the hub"
+    ),
+    pytest.param(sft("files:none"), "base.sft_source: files:/", id="no such dialogues"),
+    pytest.param(sft("hub:a/b"), "base.sft_source: hub:a/b: the hub cannot be reached", id="dialogues without network"),
+    pytest.param(sft("world:safety"), "base.sft_source='world:safety': string should match", id="dialogues of a world"),
+    pytest.param(asked('"files:"'), "alpaca_eval='files:': string should match", id="questions of nothing"),
+    pytest.param(p('data=""', "source=files:none.jsonl", name=ROWS), "none.jsonl: no such path", id="data of nothing"),
+    pytest.param(asked("files:none.json"), "none.json: no such path; expected a file", id="no such questions"),
+    pytest.param(asked("files:~nouser/a.json"), "/~nouser/a.json: no such path", id="questions of nobody"),
+    pytest.param(asked('"files:a\\0b"'), "no such path; expected a file", id="questions with a null"),
+    pytest.param(asked("files:a.json", b"[]"), "a.json: no rows, expected AlpacaEval's prompts", id="no questions"),
+    pytest.param(asked("files:a.json", b'[{"a": 1}]'), "a.json: row 1: key 'instruction'", id="no instruction"),
+    pytest.param(
+        asked("files:a.json", FOLDER), "a.json: Is a directory; expected a readable", id="a folder of questions"
+    ),
+    pytest.param(asked("hub:a/b"), "hub:a/b: alpaca_eval.json is out of reach", id="questions without network"),
+    pytest.param(asked("hub:a b"), "hub:a b: alpaca_eval.json is out of reach", id="questions that no hub can have"),
+    pytest.param(asked("world:safety"), "alpaca_eval='world:safety': string should match", id="questions of a world"),
+    pytest.param(checked(FIRST, "base: {model: ./none}"), "base.model='./none': no such folder or", id="check: model"),
+    pytest.param(
+        checked(FIRST, "base: {model: models, sft_source: files:none}", **{"models/config.json": b"{}"}),
+        "base.sft_source: files:/",
+        id="check: dialogues",
+    ),
+    pytest.param(checked(LAST, "alpaca_eval: files:none.json"), "none.json: no such path", id="check: questions"),
+    pytest.param(checked(FIRST, "settings: {a: [files:none, b, c]}"), "none: no such path", id="check: pairs"),
 ]
 
 ROWS_OF_FILES = [
@@ -256,7 +328,7 @@ def checkout(tmp_path, monkeypatch):
 CELLS = {
     name: '# %% tags=["parameters"]\n'
     + "".join(f"{key} = {value!r}\n" for key, value in defaults(SOURCES / f"{name}.py").items())
-    for name in (FIRST, ROWS, LAST)
+    for name in (FIRST, ROWS, LAST, BENCH)
 }
 
 
@@ -278,7 +350,7 @@ def put(file, content):
     file.mkdir() if content is FOLDER else file.write_bytes(content)
 
 
-@pytest.mark.parametrize(("given", "words"), [*YAML, *VALUES, *ROWS_OF_FILES, *PLACES])
+@pytest.mark.parametrize(("given", "words"), [*YAML, *VALUES, *TEXTS_AND_MODELS, *ROWS_OF_FILES, *PLACES])
 def test_one_line_exit_code_2_and_nothing_written(given, words, checkout):
     for name, content in given.files.items():
         put(checkout / name, content)
@@ -383,6 +455,18 @@ def test_a_disk_that_is_full_in_a_real_kernel(checkout, monkeypatch):
     assert tree(checkout) == before
 
 
+def test_questions_of_the_command_line_begin_in_its_folder_and_those_of_a_file_at_the_checkout(checkout, monkeypatch):
+    put(checkout / "own" / "a.json", b'[{"instruction": "x"}]')
+    put(checkout / "params" / "quick" / f"{LAST}.yaml", b"alpaca_eval: files:own/a.json\n")
+    given = []
+    monkeypatch.setattr(notebooks, "_run_papermill", lambda *args: given.append(args[2]) or leaves_results(*args))
+    monkeypatch.chdir(checkout / "own")
+    for words in (["-p", "alpaca_eval=files:a.json"], ["--profile", "quick"]):
+        result = CliRunner().invoke(app, ["run", LAST, *words])
+        assert result.exit_code == 0, result.stderr
+    assert [values["alpaca_eval"] for values in given] == ["files:own/a.json"] * 2
+
+
 def test_a_bad_input_in_a_process_of_its_own(checkout):
     """Libraries that write to stderr when they are imported or fail would show here alone."""
     put(checkout / "params" / "quick" / f"{FIRST}.yaml", b"train_pairs: 1:30\n")
@@ -464,3 +548,14 @@ def test_a_hub_that_says_nothing_is_given_up_on(monkeypatch):
 
     monkeypatch.setattr(hub, "_asked_to_stay_off", True)  # HF_HUB_OFFLINE=1
     assert not hub.ask_hub_once() and constants.HF_HUB_OFFLINE
+
+
+def test_a_model_in_the_hubs_cache_needs_no_network(tmp_path, monkeypatch):
+    model = tmp_path / "models--org--mine"
+    put(model / "refs" / "main", b"abc")
+    put(model / "snapshots" / "abc" / "config.json", b"{}")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    check_model("org/mine", None)
+    check_model("org/mine", "abc")
+    with pytest.raises(BadInput, match=r"base\.model='org/mine': no such folder, and the hub cannot be reached"):
+        check_model("org/mine", "another")

@@ -29,7 +29,8 @@ COMMAND = "from preflab.running.cli import app; app()"
 def _heed_ctrl_c():
     """A shell that starts the tests in the background has Ctrl-C ignored, and every child would inherit that. A
     terminal's Ctrl-C goes to the whole group of processes: give the command one of its own."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    for ending in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(ending, signal.SIG_DFL)
     os.setpgid(0, 0)
 
 
@@ -414,8 +415,10 @@ def test_a_folder_of_data_of_the_command_line_is_relative_to_the_working_folder(
 
 def test_a_model_of_the_command_line_is_relative_to_the_working_folder_if_it_is_there(project, handed, monkeypatch):
     (project.root / "own" / "mine").mkdir(parents=True)
+    (project.root / "own" / "mine" / "config.json").touch()
     (project.root / "own" / "tiny").mkdir()
     monkeypatch.chdir(project.root / "own")
+    monkeypatch.setattr("preflab.stages.given.model_in_cache", lambda repo, revision: repo == "org/on-the-hub")
     for given, expected in (("mine", "own/mine"), ("org/on-the-hub", "org/on-the-hub"), ("tiny", "tiny")):
         result = project.run("-p", f"base={{model: {given}}}")
         assert result.exit_code == 0, result.stderr
@@ -462,12 +465,37 @@ def test_out_of_memory_is_one_line(project):
     assert project.files() == []
 
 
-def test_a_killed_kernel_is_one_line(project):
-    project.body("import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+def test_a_killed_kernel_is_one_line_and_leaves_nothing_half_made(project):
+    project.body(
+        "import os, pathlib, signal\nfrom preflab.running.records import staging_of\n"
+        f"staging_of(pathlib.Path({str(project.results)!r}, profile, name), os.getpid()).mkdir()",
+        "os.kill(os.getpid(), signal.SIGKILL)",
+    )
     assert "out of memory?" in one_error(project.run(), code=1)
+    assert project.files() == [f"quick/{NAME}.failed.ipynb"]
 
 
-@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_kernel_that_is_killed_before_it_answers_is_one_line(project, monkeypatch):
+    def spec(folder, *_):
+        folder.mkdir(parents=True)
+        argv = [sys.executable, "-c", "raise SystemExit(1)"]
+        (folder / "kernel.json").write_text(json.dumps({"argv": argv, "display_name": "x", "language": "python"}))
+
+    monkeypatch.setattr(notebooks, "write_kernel_spec", spec)
+    assert "the notebook's process was killed" in one_error(project.run(), code=1)
+    assert project.files() == [f"quick/{NAME}.failed.ipynb"]
+
+
+def test_what_a_kernel_is_told_lies_where_the_next_run_clears_up(project):
+    """Not in the system's folder of temporary files, where a killed run would leave it."""
+    project.body("import sys; print(sys.argv)")
+    assert project.run().exit_code == 0
+    assert f"{project.results}/quick/.{NAME}." in project.printed()
+
+
+@pytest.mark.parametrize(
+    ("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGQUIT, 131)]
+)
 def test_a_stopped_run_leaves_nothing_and_no_process(project, sent, code):
     project.body(
         "import os, pathlib, subprocess, sys, time\n"
@@ -484,6 +512,14 @@ def test_a_stopped_run_leaves_nothing_and_no_process(project, sent, code):
     assert (stdout, stderr) == ("", said if sent == signal.SIGINT else "")
     assert project.files() == []
     wait_until(lambda: not any(running(int(pid)) for pid in pids.read_text().split()))
+
+
+def test_a_run_under_nohup_outlives_its_terminal(project):
+    project.body("import os, signal; os.kill(os.getppid(), signal.SIGHUP); print('still here')")
+    words = ["nohup", sys.executable, "-c", COMMAND, "run", NAME, "--profile", "quick"]
+    done = subprocess.run(words, cwd=project.root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert project.printed() == "still here\n"
 
 
 def wait_until(condition, seconds=60):

@@ -3,7 +3,8 @@
 import threading
 
 from datasets import config
-from huggingface_hub import constants, get_session
+from huggingface_hub import constants, get_session, try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
 
 SECONDS = 3  # that the hub has to answer
 _asked_to_stay_off = constants.HF_HUB_OFFLINE or config.HF_HUB_OFFLINE  # by HF_HUB_OFFLINE=1
@@ -17,6 +18,14 @@ def ask_hub_once() -> bool:
     there = not _asked_to_stay_off and _answers()
     constants.HF_HUB_OFFLINE = config.HF_HUB_OFFLINE = not there
     return there
+
+
+def model_in_cache(repo: str, revision: str | None) -> bool:
+    """Whether the hub's cache on this disk has a model; it is not asked for its weights."""
+    try:
+        return isinstance(try_to_load_from_cache(repo, "config.json", revision=revision), str)
+    except (HFValidationError, OSError, ValueError):  # no name that the hub could have
+        return False
 
 
 def _answers() -> bool:

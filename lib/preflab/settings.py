@@ -25,6 +25,7 @@ Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
 SOURCE = r"^(world|hub|files):."
 Source = Annotated[str, Field(pattern=SOURCE)]
+TextSource = Annotated[str, Field(pattern=r"^(hub|files):.")]  # of texts without a preference; no world has any
 
 
 def incidental(default: Any = MISSING) -> Any:

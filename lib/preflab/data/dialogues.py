@@ -1,12 +1,15 @@
 """Texts without a preference: dialogues that a model is tuned on, and instructions that it is asked to answer."""
 
+from pathlib import Path
+
 import datasets
 import huggingface_hub
 import numpy as np
 
-from preflab.data.sources import file_tables, hub_tables, parse_source, place, read_rows
+from preflab.data.sources import check_reach, file_tables, hub_tables, parse_source, place, read_rows
 from preflab.errors import BadInput
 from preflab.hub import ask_hub_once
+from preflab.paths import project_root
 
 
 def dialogues(source: str, n: int, rng: np.random.Generator) -> datasets.Dataset:
@@ -37,20 +40,24 @@ def dialogues(source: str, n: int, rng: np.random.Generator) -> datasets.Dataset
 def instructions(source: str, revision: str | None = None) -> list[dict]:
     """The prompts of AlpacaEval: rows with an `instruction`, from files:PATH or from alpaca_eval.json of hub:REPO.
 
-    Raises BadInput for a world, for rows without an instruction, and if the hub cannot be reached.
+    A relative path begins at the checkout. Raises BadInput for a world, for a path that is not there, for rows without
+    an instruction, and if the hub cannot be reached.
     """
     kind, name = parse_source(source)
     if kind == "world":
         raise BadInput(f"alpaca_eval={source!r}: expected hub:REPO or files:PATH")
-    if kind == "hub":
+    if kind == "files":
+        name = str(project_root() / place(name))
+        check_reach(f"files:{name}")
+    else:
         ask_hub_once()
     try:  # one file is fetched, because the repository is a script and `datasets` no longer runs scripts
         path = name if kind == "files" else huggingface_hub.hf_hub_download(
             name, "alpaca_eval.json", repo_type="dataset", revision=revision
         )  # fmt: skip
-    except (OSError, huggingface_hub.errors.HfHubHTTPError):
+    except (OSError, huggingface_hub.errors.HfHubHTTPError, huggingface_hub.errors.HFValidationError):
         raise BadInput(f"{source}: alpaca_eval.json is out of reach; expected a network and a public repo") from None
-    rows = read_rows(place(path))
+    rows = read_rows(Path(path))
     if not rows:
         raise BadInput(f"{path}: no rows, expected AlpacaEval's prompts")
     for n, row in enumerate(rows, 1):

@@ -15,7 +15,6 @@ of ratings for each.
 
 import hashlib
 import json
-import os
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,10 +26,17 @@ from datasets import Dataset
 from preflab.data.generators import GENERATORS, Pair, rated_prompt
 from preflab.data.report import Report, Splits, measured
 from preflab.data.schemas import check_offered, objectives_in, schema_of
-from preflab.data.sources import Table, file_tables, hub_tables, named_objectives, parse_source, place, world_tables
+from preflab.data.sources import (
+    Table,
+    check_reach,
+    file_tables,
+    hub_tables,
+    named_objectives,
+    parse_source,
+    world_tables,
+)
 from preflab.data.values import Turns
 from preflab.errors import BadInput
-from preflab.hub import ask_hub_once
 
 Limits = dict[str, int | None]  # pairs of "train" and "test"; None for all
 
@@ -113,19 +119,17 @@ def objectives_of(source: str, revision: str | None = None) -> list[str]:
     return objectives_in(schema_of(tables), tables)
 
 
-def check_there(source: str, objective: str, revision: str | None = None) -> None:
+def check_there(source: str, objective: str, revision: str | None = None, here_only: bool = False) -> None:
     """Raises BadInput, before hours of work, for what can be told without reading any rows.
 
-    That is a path that is not there, an objective without a sub-folder, a hub source neither in reach nor in the cache.
+    That is a path that is not there, an objective without a sub-folder and, unless `here_only`, a hub source that is
+    neither in reach nor in the cache.
     """
     kind, name = parse_source(source)
     named = named_objectives(kind, name)
     if named:
         check_offered(source, objective, named)
-    if kind == "files" and not os.path.exists(place(name)):
-        raise BadInput(f"{source}: no such path; expected a file or a folder")
-    if kind == "hub" and not ask_hub_once():
-        hub_tables(name, objective if named else None, revision)
+    check_reach(source, revision, objective if named else None, here_only)
 
 
 def _check_numbers(test_share: float, limits: Limits, pairs_per_prompt: int | None) -> None:

@@ -98,6 +98,16 @@ def file_tables(name: str, folder: str | None) -> list[Table]:
     return [Table(str(file), _split_of(file.name), read_rows(file)) for file in files]
 
 
+def check_reach(source: str, revision: str | None = None, folder: str | None = None, here_only: bool = False) -> None:
+    """Raises BadInput for a path that is not there and, unless `here_only`, for a hub source that is neither in reach
+    nor in the hub's cache."""
+    kind, name = parse_source(source)
+    if kind == "files" and not os.path.exists(place(name)):
+        raise BadInput(f"{source}: no such path; expected a file or a folder")
+    if kind == "hub" and not here_only and not ask_hub_once():
+        hub_tables(name, folder, revision)
+
+
 def place(name: str) -> Path:
     """A path as a reader writes it: ~ is a home, and stays as it is where there is no such user."""
     return Path(os.path.expanduser(name))

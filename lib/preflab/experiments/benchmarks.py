@@ -23,3 +23,6 @@ class Benchmarks(Parameters):
     turns: Count  # of each side, alternating
     lora: Lora = Lora()
     hardware: Hardware = Hardware(workers=1)  # a benchmark shares the machine with nothing of ours
+
+    def read_from(self) -> list[tuple[str, str]]:
+        return [(self.source, self.objective)]

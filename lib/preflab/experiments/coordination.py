@@ -19,13 +19,14 @@ from pydantic import Field, model_validator
 from preflab import rewards
 from preflab.claims import corrected, win_change
 from preflab.claims.coordination import Contest
+from preflab.data.dialogues import instructions
 from preflab.experiments.ablations import Variants, g_of
 from preflab.experiments.dynamics import Planned
 from preflab.experiments.variants import Contender, Variant
 from preflab.judging import Judged, Place, described, wins
 from preflab.measured import Course, Measured
 from preflab.rules import Rule
-from preflab.settings import Count, Source
+from preflab.settings import Count, TextSource
 from preflab.stages.alignment import Measurement
 from preflab.stages.reward import RewardStage
 from preflab.stages.stage import Job, Phases, Stage
@@ -58,7 +59,7 @@ class Coordination(Variants):
     validation: Annotated[Count, Field(ge=2)]  # held-out prompts that candidates are chosen on
     report: Annotated[Count, Field(ge=2)]  # held-out prompts that everything is reported on
     sweep_seeds: Count  # the first so many seeds choose
-    alpaca_eval: Source | None
+    alpaca_eval: TextSource | None
     sample_training: SampleTraining = SampleTraining(iterations=16)
     measurement: Measurement = Measurement(
         every_updates=40, every_iterations=8, probe=64, finals=64, shown=1, detail=False
@@ -86,6 +87,11 @@ class Coordination(Variants):
             for candidate in row.candidates(rival):
                 self.check_row(name, candidate)
         return self
+
+    def check_there(self, here_only: bool = False) -> None:
+        super().check_there(here_only)
+        if self.alpaca_eval and not (here_only and self.alpaca_eval.startswith("hub:")):
+            instructions(self.alpaca_eval, self.revision)
 
     @property
     def validation_prompts(self) -> range:

@@ -62,6 +62,10 @@ class Dynamics(Experiment):
     def sources(self) -> list[tuple[str, str]]:
         return [(self.source, self.objective)]
 
+    def read_from(self) -> list[tuple[str, str]]:
+        final = [(self.final_source, self.final_objective)] if self.final_source else []
+        return self.sources() + final
+
     @model_validator(mode="after")
     def _dynamics_possible(self) -> Self:
         loop = self.sample_training

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from preflab.cells import injected_names, warn_of_near_misses
 from preflab.data.pairs import check_there
-from preflab.data.sources import parse_source
+from preflab.data.sources import check_reach, parse_source
 from preflab.errors import BadInput, shown
 from preflab.experiments.explain import explain, hint
 from preflab.hardware import Hardware
@@ -23,7 +23,7 @@ from preflab.paths import project_root
 from preflab.settings import Between, Count, Name, Seed
 from preflab.stages.base import TINY, Base, BaseSettings
 from preflab.stages.data import PairSource, world_of
-from preflab.stages.given import given_model
+from preflab.stages.given import check_model, given_model
 from preflab.stages.stage import Stage
 
 
@@ -85,9 +85,26 @@ class Parameters(BaseModel):
     def _unknown(cls, key: str, value: Any) -> str:
         return f"{key}={shown(value)}: no such parameter, expected one of: {', '.join(sorted(cls.model_fields))}"
 
-    def check_there(self) -> None:
-        """Raises BadInput for what this machine lacks: the device; files, and a hub's data without a network."""
-        self.hardware.resolved()
+    def read_from(self) -> list[tuple[str, str]]:
+        """Every (source, objective) that is read: none, unless a notebook says which."""
+        return []
+
+    def check_there(self, here_only: bool = False) -> None:
+        """Raises BadInput for a file or a folder that is not there.
+
+        Unless `here_only`, also for a device that this machine lacks, and for what is on the hub, without a network.
+        """
+        if not here_only:
+            self.hardware.resolved()
+        for source, objective in dict.fromkeys(self.read_from()):
+            check_there(self.located(source), objective, getattr(self, "revision", None), here_only)
+        if not self.tiny:
+            check_model(self.base.model, self.base.revision, here_only)
+        if self.base.sft_source:
+            try:
+                check_reach(self.located(self.base.sft_source), here_only=here_only)
+            except BadInput as error:
+                raise BadInput(f"base.sft_source: {error}") from None
 
     def values(self) -> dict[str, Any]:
         """Every value in force, by its name; those of sections as section.name."""
@@ -177,10 +194,8 @@ class Experiment(Parameters):
                     each = " for each stage" if stages > 1 else ""
                     raise BadInput(f"{key}={n}{each}: {source}, {objective}: {error}") from None
 
-    def check_there(self) -> None:
-        super().check_there()
-        for source, objective in dict.fromkeys(self.sources()):
-            check_there(self.located(source), objective, self.revision)
+    def read_from(self) -> list[tuple[str, str]]:
+        return self.sources()
 
     @property
     def base_model(self) -> Base:

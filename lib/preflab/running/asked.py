@@ -65,6 +65,7 @@ def _parse(overrides: list[str]) -> dict[str, Any]:
             raise BadInput(f"-p {override}: {key} is given twice, expected once")
         given[key] = parse_yaml(value, f"-p {override}")
     _begin_here(given, "data")
+    _begin_here(given, "alpaca_eval", "files:")
     if isinstance(base := given.get("base"), dict) and os.path.exists(os.path.expanduser(str(base.get("model")))):
         from preflab.stages.base import TINY  # imports torch, as the check of the parameters does next
 
@@ -73,7 +74,12 @@ def _parse(overrides: list[str]) -> dict[str, Any]:
     return given
 
 
-def _begin_here(given: dict[str, Any], key: str) -> None:
-    """A path of the command line is relative to where the command was given; a notebook's, to the checkout."""
-    if isinstance(path := given.get(key), str):
-        given[key] = os.path.relpath(os.path.expanduser(path), paths.project_root())
+def _begin_here(given: dict[str, Any], key: str, kind: str = "") -> None:
+    """A path of the command line is relative to where the command was given; a notebook's, to the checkout.
+
+    `kind` is what stands before the path.
+    """
+    value = given.get(key)
+    if isinstance(value, str) and value.startswith(kind) and value != kind:
+        path = os.path.expanduser(value.removeprefix(kind))
+        given[key] = kind + os.path.relpath(path, paths.project_root())

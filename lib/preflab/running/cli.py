@@ -80,8 +80,9 @@ def _start(
 ) -> None:
     """What preference optimisation does to a language model: run the notebooks, collect the results."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    for ending in (signal.SIGTERM, signal.SIGHUP):  # clean up, as Ctrl-C does
-        signal.signal(ending, lambda number, _: sys.exit(128 + number))
+    for ending in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):  # clean up, as Ctrl-C does
+        if signal.getsignal(ending) != signal.SIG_IGN:  # as under nohup
+            signal.signal(ending, lambda number, _: sys.exit(128 + number))
 
 
 @app.command()
@@ -135,8 +136,8 @@ def reproduce(profile: Profile = "default") -> None:
 
 @app.command()
 def check(parameters: Annotated[Path, typer.Argument(help="A YAML file named after its notebook.")]) -> None:
-    """Check a file of parameters without running anything."""
-    resolve(find_notebook(parameters.stem), read_yaml(parameters), str(parameters))
+    """Check a file of parameters, and that the files it names are there, without running anything."""
+    resolve(find_notebook(parameters.stem), read_yaml(parameters), str(parameters)).check_there(here_only=True)
     typer.echo(f"{parameters}: ok")
 
 

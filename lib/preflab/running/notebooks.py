@@ -16,7 +16,6 @@ import papermill
 from ipykernel.kernelspec import write_kernel_spec
 from jupyter_client import AsyncKernelManager
 from jupyter_client.kernelspec import KernelSpecManager
-from nbclient.exceptions import DeadKernelError
 
 from preflab import paths
 from preflab.cells import literals
@@ -37,7 +36,7 @@ LANGUAGE = {  # what JupyterLab writes: saving an untouched notebook then change
 }
 OUT_OF_MEMORY = ("MemoryError", "OutOfMemoryError")  # also NumPy's _ArrayMemoryError
 CLAIM = ("id", "statement", "value", "interval", "verdict")
-logging.getLogger("papermill").setLevel(logging.ERROR)  # it warns of every parameter it cannot parse
+logging.getLogger("papermill").setLevel(logging.CRITICAL)  # it tells of what is raised too
 
 
 class NotebookFailed(RuntimeError):
@@ -84,7 +83,9 @@ def execute(
             _run_papermill(source, output, given, _kernel(workspace / "kernels"), folder, show)
         except papermill.PapermillExecutionError as error:
             _explain(error.ename, error.evalue, output, folder)
-        except DeadKernelError:
+        except RuntimeError as error:
+            if "Kernel died" not in str(error):  # DeadKernelError, or a plain one before the kernel's first answer
+                raise
             _explain("DeadKernelError", "the notebook's process was killed; out of memory?", output, folder)
         made = made_in(workspace)
         made.mkdir(exist_ok=True)  # a notebook without a run has made nothing
@@ -134,7 +135,7 @@ def _alive(process: str) -> bool:
 
 
 def _kernel(folder: Path) -> type[AsyncKernelManager]:
-    """Kernels of this very interpreter, whatever kernelspecs are installed."""
+    """Kernels of this very interpreter, whatever kernelspecs are installed; all that starts one lies in `folder`."""
     write_kernel_spec(folder / "python3", None, ["--log-level=CRITICAL"])
     specs = KernelSpecManager(kernel_dirs=[str(folder)])
 
@@ -142,7 +143,8 @@ def _kernel(folder: Path) -> type[AsyncKernelManager]:
         started: list[AsyncKernelManager] = []  # noqa: RUF012  one class per run
 
         def __init__(self, **traits):
-            super().__init__(kernel_spec_manager=specs, **traits)
+            connection = str(folder / "connection.json")
+            super().__init__(kernel_spec_manager=specs, connection_file=connection, **traits)
             self.started.append(self)
 
     return Kernel
@@ -179,11 +181,11 @@ def _run_papermill(
             logging.disable(logging.CRITICAL)  # that the kernel died is no news
             while wait([run], timeout=0.5).not_done:  # else leaving the pool waits for the notebook to end
                 _kill(kernel)
-            for process in (m.provisioner.pid for m in kernel.started if m.provisioner):
-                shutil.rmtree(staging_of(folder, process or 0), ignore_errors=True)
             raise
         finally:
             _kill(kernel)
+            for process in (m.provisioner.pid for m in kernel.started if m.provisioner):
+                shutil.rmtree(staging_of(folder, process or 0), ignore_errors=True)  # of a kernel that was killed
         run.result()
 
 

@@ -25,7 +25,7 @@ from preflab.generation import generate
 from preflab.hardware import Hardware
 from preflab.models import Lora, Shape, load_model, save_model, tiny_model, trainable
 from preflab.progress import note
-from preflab.settings import Count, Seed, Source, settings
+from preflab.settings import Count, Seed, TextSource, settings
 from preflab.stages.given import Dequantised
 from preflab.stages.stage import Stage
 from preflab.tokenizers import bpe_tokenizer, load_tokenizer, word_tokenizer
@@ -44,7 +44,7 @@ class BaseSettings(Shape):
 
     model: str = TINY  # "tiny" is built here from the shape; otherwise a hub name, a folder or a GGUF file
     revision: str | None = None  # the hub's
-    sft_source: Source | None = None  # hub: or files: of dialogues that a model by name is tuned on first
+    sft_source: TextSource | None = None  # hub: or files: of dialogues that a model by name is tuned on first
     vocabulary: Annotated[Count, Field(ge=512)] = (
         2048  # of the BPE trained on files: and hub: sources; worlds bring theirs
     )

@@ -1,10 +1,12 @@
 """A base model that is given by name: a folder, a GGUF file, or a name on the hub."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from preflab.dequantise import dequantise
-from preflab.errors import BadInput
+from preflab.errors import BadInput, shown
+from preflab.hub import ask_hub_once, model_in_cache
 from preflab.paths import MODELS, project_root
 from preflab.pretrained import KNOWN
 from preflab.progress import note
@@ -37,13 +39,27 @@ def given_model(name: str) -> Weights | Dequantised | None:
 
     A relative path begins at the checkout. Raises BadInput for a name that can only be a path and leads nowhere.
     """
-    path = project_root() / Path(name).expanduser()
-    if path.is_dir():
+    path = project_root() / os.path.expanduser(name)  # ~ stays as it is where there is no such user
+    if os.path.isdir(path):
         return Weights(path)
-    if path.is_file():
+    if os.path.isfile(path):
         return Dequantised(Weights(path))
     if name in {f"{MODELS}/{known}" for known in KNOWN}:
         raise BadInput(f"base.model={name!r}: no such folder, run: preflab model {Path(name).name}")
     if name.startswith((".", "/", "~")) or name.endswith(".gguf"):
         raise BadInput(f"base.model={name!r}: no such folder or file at {path}, expected one, or a name on the hub")
     return None
+
+
+def check_model(name: str, revision: str | None, here_only: bool = False) -> None:
+    """Raises BadInput, before hours of work, for a name of `base.model` that leads to no model.
+
+    That is a path that is not there, a folder without a model and, unless `here_only`, a name on a hub that is out of
+    reach, of which the hub's cache has no copy.
+    """
+    given = given_model(name)
+    if isinstance(given, Weights) and not (given.path / "config.json").is_file():
+        raise BadInput(f"base.model={shown(name)}: no config.json in {given.path}, expected a model's folder")
+    if given is None and not here_only and not ask_hub_once() and not model_in_cache(name, revision):
+        hint = "expected a folder, a GGUF file, a network, or a copy in the hub's cache"
+        raise BadInput(f"base.model={shown(name)}: no such folder, and the hub cannot be reached; {hint}")
