@@ -144,6 +144,26 @@ def test_shapes_alone_tell_what_autograd_keeps(there, rank):
     assert memory.kept_of_a_token(bare) == pytest.approx(memory.kept_of_a_token(real), rel=0.15)
 
 
+def test_pythia_is_counted_too(make_model):
+    real = make_model("gpt_neox", rank=4, dtype=torch.float32).train()
+    assert memory.kept_of_a_token(real) == pytest.approx(memory.kept_of_a_token(real.to("meta")), rel=0.2)
+
+
+def test_an_architecture_that_cannot_be_counted_has_no_estimate_of_memory(there, with_free, monkeypatch):
+    def fails(policy):
+        raise RuntimeError("Tensor.item() cannot be called on meta tensors")
+
+    memory.shape_of.cache_clear()
+    monkeypatch.setattr(memory, "kept_of_a_token", fails)
+    monkeypatch.setattr(plan, "measure", lambda stages: pace.Pace(trained=1.0))
+    with_free(1)
+    keep_in(Held())
+    p = parameters(there)
+    fit.check_memory(p)
+    lines = list(plan.plan(p).lines())
+    assert [line.split(" about ")[0] for line in lines[4:]] == ["memory   not estimated", "time    "]
+
+
 def test_checkpointing_smaller_micro_batches_and_adapters_need_less(there):
     keep_in(Held())
 
@@ -278,7 +298,10 @@ def test_the_command_refuses_bad_words_in_one_line(command, words, expected):
 def test_a_base_model_that_is_not_there_is_all_that_a_plan_knows(command):
     lines, error, code = command("01_sequential_settings", "--profile", "smoke")
     assert (error, code) == ("", 0)
-    assert [line.split()[:3] for line in lines[1:]] == [["Base", "0", "1"]]
+    assert [line.split() for line in lines[1:]] == [
+        ["Base", "0", "1", "not", "estimated"],
+        ["memory", "not", "estimated"],
+    ]
 
 
 def test_the_measurement_leaves_the_base_model_as_it_is(there, monkeypatch):

@@ -9,7 +9,7 @@ from preflab.planning.memory import Need, Shape, free_memory, needed, shape_of
 from preflab.planning.pace import Pace, measure
 from preflab.planning.work import Kind, Work, kinds
 from preflab.stages.stage import Stage
-from preflab.stages.training import Training
+from preflab.stages.training import TrainingFromPairs
 
 ROW = "{:<20}{:>7}{:>9}{:>10}{:>11}{:>11}{:>16}"
 NO_ESTIMATE = "not estimated"
@@ -17,7 +17,7 @@ NO_ESTIMATE = "not estimated"
 
 @dataclass(frozen=True)
 class Plan:
-    """`pace` and `need` are None if nothing of what is to make has an estimate, or if it does not fit."""
+    """`pace` is None if nothing has an estimate, or if memory is too small; `need` if nothing is known of it."""
 
     kinds: list[Kind]
     workers: int
@@ -34,8 +34,7 @@ class Plan:
             yield self._row(kind)
         if self.shape:
             yield f"model    {self.shape.parameters:,} parameters, {self.shape.trained:,} trained"
-        if self.need:
-            yield f"memory   {self._memory()}"
+        yield f"memory   {self._memory() if self.need else NO_ESTIMATE}"
         if self.pace:
             yield f"time     {self._time()}"
 
@@ -78,15 +77,19 @@ def plan(parameters: Experiment) -> Plan:
     workers, free = parameters.hardware.workers, free_memory()
     found = _base_alone(parameters) or kinds(parameters.stages())
     stages: list[Stage] = [stage for kind in found for stage in kind.to_make if kind.work]
-    need = needed(stages)
-    if need is None:
-        return Plan(found, workers, None, None, free, None, None)
-    training = next((s for s in stages if isinstance(s, Training)), None)
-    shape = shape_of(training.base, training.lora, training.loop.activation_checkpointing) if training else None
-    if parameters.hardware.resolved().device != "cpu":
-        return Plan(found, workers, shape, None, None, None, measure(stages))
-    problem = shortage(stages, workers)
-    return Plan(found, workers, shape, need, free, problem, None if problem else measure(stages))
+    on_cpu = parameters.hardware.resolved().device == "cpu"
+    need = needed(stages) if on_cpu else None
+    problem = shortage(stages, workers) if need else None
+    return Plan(found, workers, _shape(stages) if need else None, need, free, problem, _pace(stages, problem))
+
+
+def _shape(stages: list[Stage]) -> Shape | None:
+    training = next((s for s in stages if isinstance(s, TrainingFromPairs)), None)
+    return training and shape_of(training.base, training.lora, training.loop.activation_checkpointing)
+
+
+def _pace(stages: list[Stage], problem: str | None) -> Pace | None:
+    return measure(stages) if stages and not problem else None
 
 
 def _base_alone(parameters: Experiment) -> list[Kind]:
