@@ -9,7 +9,7 @@ NAMES := $(basename $(notdir $(wildcard notebooks/src/*.py)))
 TRAINING := $(filter-out 90_benchmarks,$(NAMES))
 
 .DEFAULT_GOAL := help
-.PHONY: help env reproduce test test-library test-notebooks expected bench real model lab sync notebooks figures clean-cache
+.PHONY: help env reproduce test test-library test-notebooks mutants expected bench real model lab sync notebooks figures clean-cache
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -36,6 +36,9 @@ test-library: env
 
 test-notebooks: env
 	$(BIN)/pytest -q tests/test_notebooks.py
+
+mutants: env  ## Break 100 things, one at a time, in what decides numbers, and see whether a test fails
+	$(BIN)/python tests/mutants.py
 
 expected: env  ## Write the numbers of the smoke runs anew that the tests compare with
 	set -e; for name in $(TRAINING); do $(BIN)/preflab run $$name --profile smoke; \
