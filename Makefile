@@ -9,7 +9,7 @@ NAMES := $(basename $(notdir $(wildcard notebooks/src/*.py)))
 TRAINING := $(filter-out 90_benchmarks,$(NAMES))
 
 .DEFAULT_GOAL := help
-.PHONY: help env reproduce test test-library test-notebooks kills expected bench real model lab sync notebooks figures clean-cache
+.PHONY: help env reproduce test test-library test-notebooks kills mutants expected bench real model lab sync notebooks figures clean-cache
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -39,6 +39,9 @@ test-notebooks: env
 
 kills: env  ## Kill smoke runs 30 times at random moments (half an hour; no part of `make test`)
 	$(BIN)/pytest -q -m soak tests/test_kills.py
+
+mutants: env  ## Break 100 things, one at a time, in what decides numbers, and see whether a test fails
+	$(BIN)/python tests/mutants.py
 
 expected: env  ## Write the numbers of the smoke runs anew that the tests compare with
 	set -e; for name in $(TRAINING); do $(BIN)/preflab run $$name --profile smoke; \

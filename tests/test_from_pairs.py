@@ -1,6 +1,7 @@
 """Training on pairs: the surrogate's gradient, parity with TRL, configurations that must agree, resuming, faults."""
 
 import copy
+import json
 import math
 from dataclasses import replace
 
@@ -10,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from accelerate import debug_launcher
 from accelerate.state import AcceleratorState, PartialState
+from safetensors import safe_open
 from trl import DPOConfig, DPOTrainer
 
 from preflab.errors import BadInput
@@ -288,6 +290,17 @@ def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(rank, killed_at, setu
     assert resumed == whole and steps[0][0] == (killed_at - 1) // 3 * 3 + 1 and steps[-1][:2] == (10, 10)
     assert [entry[2] for entry in steps] == whole[steps[0][0] - 1 :]
     close(weights(policy), end, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("every", "kept"), [(2, 2), (3, 3), (4, None)])
+def test_the_end_of_a_run_is_no_checkpoint(every, kept, setup, train, tmp_path):
+    """Of four updates: what is whole is kept elsewhere."""
+    checkpoint = tmp_path / "state.safetensors"
+    log = train(*setup(n=16), replace(SETTINGS, epochs=2, checkpoint_every=every), checkpoint=checkpoint)
+    assert len(log) == 4 and checkpoint.exists() == (kept is not None)
+    if kept:
+        with safe_open(checkpoint, "pt") as file:
+            assert len(json.loads(file.metadata()["record"])["history"]) == kept
 
 
 def test_dropout_is_at_work_and_seeded(setup, train):

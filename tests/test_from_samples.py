@@ -219,6 +219,73 @@ def test_a_rollout_is_what_the_policy_says_scored_by_whole_sequences(setup, toke
     assert rollout.scored.finished.tolist() == [ids[-1] == tokenizer.eos_token_id for _, ids in rollout.samples]
 
 
+def test_two_chunks_of_one_sampling_differ(setup, tokenizer):
+    """One prompt, asked again in its chunk and in the next: four samples, and other ones with another seed."""
+    policy, values, reference, reward = setup()
+    asked = prompts_of(1) * 4
+    how = {"max_new_tokens": 8, "size": 2, "accelerator": Accelerator()}
+
+    def drawn(*seed):
+        rollout = collect(policy, values, tokenizer, asked, reference, reward, METHOD, seed=list(seed), **how)
+        return [tuple(response) for _, response in rollout.samples]
+
+    one = drawn(0, 1)
+    assert len(set(one)) == 4 and drawn(0, 1) == one
+    assert not set(one) & {*drawn(0, 2), *drawn(1, 1)}
+
+
+def test_minibatches_differ_by_epoch_iteration_and_seed_and_take_every_sample_once_an_epoch(
+    setup, tokenizer, monkeypatch
+):
+    taken, real = [], from_samples._update
+    monkeypatch.setattr(
+        from_samples, "_update", lambda *a: taken.append(tuple(map(int, a[4]))) or real(*a)
+    )  # fmt: skip
+    for seed in (0, 1):
+        train(setup(), tokenizer, replace(SETTINGS, epochs=2, micro_batch_size=8), seed=seed)
+    epochs = [one + other for one, other in zip(taken[::2], taken[1::2], strict=True)]
+    assert len(epochs) == 2 * 3 * 2 == len(set(epochs))
+    assert all(sorted(epoch) == list(range(8)) for epoch in epochs)
+
+
+def test_padding_changes_nothing_that_is_logged(setup, tokenizer):
+    """Responses of unequal lengths, and five columns more: the log of an iteration and of each update stay."""
+    policy, values, reference, reward = setup()
+    values.head.weight.data.normal_(generator=torch.Generator().manual_seed(0))
+    rollout = roll((policy, values, reference, reward), tokenizer, n=16, max_new_tokens=30)
+    assert len({len(response) for _, response in rollout.samples}) > 2
+
+    def wider(tensor):
+        return torch.nn.functional.pad(tensor, (0, 5))
+
+    batch = {name: wider(tensor) for name, tensor in rollout.batch.items()}
+    own, entropy = (rollouts.on_responses(x, batch) for x in rollouts.states_log_probs_and_entropy(
+        policy, rollouts.response_states(rollouts.trunk_of(policy), batch), batch
+    ))  # fmt: skip
+    scored = replace(
+        rollout.scored,
+        **{name: wider(getattr(rollout.scored, name)) for name in ("log_ratios", "values", "mask")},
+    )
+    advantages, returns = METHOD.advantages(scored)
+    padded = replace(
+        rollout, batch=batch, scored=scored, log_probs=own, entropy=entropy, advantages=advantages, returns=returns,
+        reference_log_probs=reference(batch),
+    )  # fmt: skip
+    logs = []
+    for one in (rollout, padded):
+        moved = copy.deepcopy(policy)
+        with torch.no_grad():
+            for p in moved.parameters():
+                p *= 1.5  # ratios are not 1, and the clip is at work
+        rows = np.arange(16)
+        found = from_samples._gradient(moved, values, one, rows, METHOD, SETTINGS, Accelerator())
+        logs.append((found, from_samples._log(one, [found | {"grad_norm": 1.0}], 0.5, 0.05, None, (1.0, 1.0))))
+    assert logs[0][0] == pytest.approx(logs[1][0]) and 0 < logs[0][0]["clip_share"] < 1
+    one, other = (asdict(log) | {"live": 0.0} for _, log in logs)
+    assert one == pytest.approx(other)
+    assert one["length"] == sum(len(response) for _, response in rollout.samples) / 16
+
+
 def test_a_response_ends_with_its_first_eos(setup, tokenizer):
     rollout = roll(setup(), tokenizer, n=16, max_new_tokens=40)
     eos = tokenizer.eos_token_id

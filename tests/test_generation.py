@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from preflab.attention import WRITTEN_OUT
 from preflab.data import worlds
 from preflab.errors import BadInput
-from preflab.generation import generate
+from preflab.generation import generate, respond, sample
 from preflab.models import Shape, tiny_model
 from preflab.tokenizers import word_tokenizer
 
@@ -35,6 +35,14 @@ def test_sampling_is_seeded_and_differs_from_greedy(speaker):
     assert first == again
     assert first != other
     assert first != ask(speaker, PROMPTS)
+
+
+def test_without_a_temperature_a_response_is_greedy(speaker):
+    model, tokenizer = speaker
+    prompts = [[{"role": "user", "content": prompt}] for prompt in PROMPTS]
+    ids = tokenizer.apply_chat_template(prompts, add_generation_prompt=True, return_dict=True)["input_ids"]
+    greedy = respond(model, tokenizer, ids, 12, 0.0)
+    assert respond(model, tokenizer, ids, 12) == greedy == sample(model, tokenizer, prompts, max_new_tokens=12)
 
 
 def test_a_prompt_without_room_is_refused(speaker):

@@ -100,6 +100,15 @@ def test_a_sequence_knows_its_order_pairs_and_what_the_claims_ask(sequence):
     assert sequence.outcome.gain.value == pytest.approx(0.75) and sequence.outcome.change.value == pytest.approx(-1.25)
 
 
+def test_an_outcome_asks_whether_stage_1_ordered_its_pairs_and_not_stage_2(sequence):
+    """Margins of many pairs fall clearly; DPO margins are above 0 after Stage 1 alone, and after Stage 2 alone."""
+    helpful = np.array([[[0.0] * 40] * 2, [[1.0] * 40] * 2, [[0.5] * 40] * 2])
+    many = {"policy_margins": {"helpful": helpful}, "prompts": {"helpful": np.arange(40)}}
+    for right, verdict in ((1, "degraded"), (2, "not learned")):
+        dpo = {"helpful": np.array([np.full((2, 40), float(stage == right)) for stage in range(3)])}
+        assert replace(sequence, **many, dpo_margins=dpo).outcome.verdict == verdict
+
+
 def test_a_setting_of_two_sources_takes_each_objective_from_its_own():
     two = Setting.of("s", ["files:pku", "safer", "files:hh", "helpful-base"])
     assert (two.source_of("safer"), two.source_of("helpful-base")) == ("files:pku", "files:hh")
@@ -158,6 +167,7 @@ def test_too_few_pairs_are_warned_of_and_counted():
     assert few.counts()["conflict, harmless"] == {"training pairs": 32, "held-out pairs": 16}
     assert [line.partition(": only")[0] for line in few.few()] == ["conflict, helpful", "conflict, harmless"]
     assert parameters("01", settings=settings, train_pairs=208, test_pairs=64).few() == []
+    assert len(parameters("01", settings=settings, train_pairs=32, test_pairs=16, seeds=[5]).few()) == 2
     assert "only 16 test pairs" in parameters("02", train_pairs=208, test_pairs=16, measurement={"finals": 8}).few()[0]
 
 

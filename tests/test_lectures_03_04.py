@@ -108,6 +108,14 @@ def test_an_ablation_beside_its_plain_method_and_the_sft_model():
     assert {"KL", "entropy", "unique", "distinct-2", "length"} < set(row)
 
 
+def test_greedy_answers_are_judged_apart_from_sampled_ones(monkeypatch):
+    p, which = parameters("03"), range(2)
+    monkeypatch.setattr(type(p), "scores", lambda self, a, greedy, of: np.array([1.5, 1]) * (1 if greedy else 4))
+    found = p._judged([answers()] * 3, which)
+    assert found.greedy.tolist() == [[1.5, 1]] * 3 and found.sampled.tolist() == [[6, 4]] * 3
+    assert found.score == 5
+
+
 def test_rows_know_their_runs_and_their_plain_method():
     p = parameters("03")
     assert list(p.by_row()) == list(p.variants) and set(p.rivals.values()) == {"DPO", "PPO"}
@@ -204,18 +212,21 @@ def test_phases_try_plain_methods_then_all_then_train_what_was_chosen(monkeypatc
 
 @pytest.fixture
 def contest(monkeypatch):
-    """Notebook 04 with judged rows: DPO loses every prompt to cDPO, and wins every one against adaptive cDPO."""
+    """Notebook 04 with judged rows: of sampled answers DPO loses every prompt to cDPO, and wins every one against
+    adaptive cDPO; of greedy answers all are ties but one of cDPO's."""
     p = parameters("04")
     monkeypatch.setattr("preflab.experiments.coordination.rewards.correct", lambda prompts, texts: np.array([1.0, 0.0]))
     score = {"cDPO": 3, "cDPO, adaptive": 1}
-    return p, {name: judged([score.get(name, 2)] * 2, [score.get(name, 2)] * 2) for name in p.variants}
+    scores = {name: [[score.get(name, 2)] * 2] * 2 for name in p.variants}
+    greedy = {name: [[2, 2], [2, 2 + (name == "cDPO")]] for name in p.variants}
+    return p, {name: judged(*scores[name], greedy=greedy[name]) for name in p.variants}
 
 
 def test_rows_are_compared_with_their_rivals_at_a_level_for_all_of_them(contest):
     p, some = contest
     rows = p.compared(some, judged([2, 2]))
     assert rows["DPO"]["against the rival − ½"] is None and rows["DPO"]["right tool"] == 0.5
-    assert rows["cDPO"]["against the rival − ½"].value == 0.5
+    assert rows["cDPO"]["against the rival − ½"].value == 0.5 and rows["cDPO"]["the same, greedy"].value == 0.125
     assert rows["hPPO"]["the same, greedy"] == win_change(np.full((2, 2), 0.5), corrected(3))
     assert p.adaptive_against_static(some)["cDPO, adaptive / cDPO"].tolist() == [[0, 0], [0, 0]]
     contests = p.contests(some, judged([2, 2]))

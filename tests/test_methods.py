@@ -117,6 +117,17 @@ def test_c_is_the_gradient_of_the_printed_loss(name, shift, log_probs):
         torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
 
 
+@pytest.mark.parametrize("name", PRINTED)
+def test_padding_of_a_batch_changes_nothing_of_a_pair(name, log_probs):
+    """Three columns more, and c is what it was and 0 there; loss and margins stay."""
+    method = PRINTED[name][0]
+    ratios = log_probs.sum(1) - (REFERENCE if method.reference else 0)
+    one, other = method.weigh(ratios, MASK), method.weigh(ratios, F.pad(MASK, (0, 3)))
+    assert torch.equal(F.pad(one.c, (0, 3)), other.c)
+    assert torch.equal(one.loss, other.loss) and torch.equal(one.margins, other.margins)
+    assert not one.c[MASK == 0].any()
+
+
 def test_margins_say_which_pairs_are_right(log_probs):
     ratios = log_probs.sum(1) - REFERENCE
     for method in (ConservativeDPO(smoothing=0.1, beta=0.7), DPOWithSFT(sft=1.0, beta=0.7), KTO(beta=0.7)):
@@ -441,6 +452,26 @@ def test_advantages_are_those_of_the_worked_example(name):
     added = method.kl_in_loss(mine, mine + math.log(2), SCORED.mask)
     a_token = SCORED.mask / SCORED.mask.sum(1, keepdim=True).double()
     torch.testing.assert_close(added, pull * a_token)
+
+
+@pytest.mark.parametrize("name", WORKED)
+def test_padding_of_a_batch_changes_nothing_of_a_sample(name):
+    """Three columns more, whatever stands there, at either side: advantages, returns, c, loss and clip stay."""
+    method, mask = WORKED[name][0], SCORED.mask.bool()
+    near = 0.5 * SCORED.log_ratios
+    for sides in ((0, 3), (2, 1)):
+        wide = replace(SCORED, mask=F.pad(SCORED.mask, sides), values=F.pad(SCORED.values, sides))
+        wide = replace(wide, log_ratios=F.pad(SCORED.log_ratios, sides))
+        found = []
+        for scored, old in ((SCORED, near), (wide, F.pad(near, sides, value=-7.0))):
+            new = old + 0.4 * old.sign()
+            advantages, returns = method.advantages(scored)
+            c, loss, clipped = method.clipped_weighting(new, old, advantages, scored.mask)
+            added = method.kl_in_loss(new, old, scored.mask)
+            found.append((advantages, returns, c, loss, clipped, added))
+            assert not any(x[scored.mask == 0].any() for x in (advantages, c, loss, clipped, added))
+        for one, other in zip(*found, strict=True):
+            torch.testing.assert_close(other[wide.mask.bool()], one[mask])
 
 
 @pytest.mark.parametrize("name", WORKED)

@@ -1,5 +1,6 @@
 """Parameters are checked before anything starts, and every complaint is one line that helps."""
 
+import json
 import math
 import re
 from dataclasses import MISSING, asdict, fields, is_dataclass, replace
@@ -437,3 +438,16 @@ def test_every_notebooks_class_takes_what_all_have():
     assert {"profile", "name", "hardware"} <= set.intersection(
         *(set(kind.model_fields) for kind in EXPERIMENTS.values())
     )
+
+
+# --- defaults -------------------------------------------------------------------------------------
+
+PUBLISHED = sorted((SOURCES.parents[1] / "figures" / "default").glob("*/provenance.json"))
+
+
+@pytest.mark.parametrize("file", PUBLISHED, ids=[file.parent.name for file in PUBLISHED])
+def test_the_published_default_run_had_the_defaults_of_today(file):
+    """Whoever changes a default publishes the default run again: its numbers and verdicts are of these values."""
+    name = file.parent.name
+    now = resolve(SOURCES / f"{name}.py", {}, name)
+    assert json.loads(now.model_dump_json()) == json.loads(file.read_text())["parameters"]

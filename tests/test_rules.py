@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from preflab import rules
 from preflab.errors import BadInput
@@ -99,6 +100,20 @@ def test_a_rule_makes_the_c_of_its_worked_example(name):
         before = seen.c.clone()
         assert rule(seen)[0].tolist() == pytest.approx(expected), rule
         assert torch.equal(seen.c, before)
+
+
+@pytest.mark.parametrize("name", WORKED)
+def test_padding_of_a_batch_changes_nothing_of_a_rule(name):
+    """Columns of zeros on both sides, and rows of unequal lengths: means and tertiles are of what there is."""
+    for rule, seen, _ in WORKED[name]:
+        c = torch.tensor([[0.3, -1.1, 2.0, 0.0], [-0.2, 0.9, 0.0, 0.0], [1.4, -0.7, -0.6, 0.5]])
+        of_tokens = Weights.of_tokens(c, c != 0, seen.progress, (-0.1, 0.3))
+        of_pairs = Weights.of_pairs(torch.cat([c, -c.flip(0)]), seen.progress, (-0.1, 0.3))
+        for narrow, remade in ((of_tokens, Weights.of_tokens), (of_pairs, Weights.of_pairs)):
+            wide = F.pad(narrow.c, (2, 3))
+            rest = (wide != 0,) if remade == Weights.of_tokens else ()
+            padded = rule(remade(wide, *rest, seen.progress, (-0.1, 0.3)))
+            torch.testing.assert_close(padded, F.pad(rule(narrow), (2, 3)))
 
 
 def test_signs():

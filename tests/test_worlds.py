@@ -105,6 +105,12 @@ def test_what_is_sampled_is_in_the_grammar_and_varied(rng):
         (". use the wire .", (1, 0, 0, 0, 0, 0, 1)),
         ("lamp lamp test .", (0, 0, 0, 0, 0, 0, 2)),  # gibberish
         ("use the wire then test it .", (0, 0, 0, 0, 0, 0, 2)),
+        ("use a wire .", (0, 0, 0, 0, 0, 0, 2)),
+        ("use the wire key .", (0, 0, 0, 0, 0, 0, 2)),
+        ("use the wire . then lamp it .", (1, 0, 0, 0, 0, 0, 1)),  # no such step
+        ("use the wire . now test it .", (1, 0, 0, 0, 0, 0, 1)),
+        ("use the wire . then test lamp .", (1, 0, 0, 0, 0, 0, 1)),
+        ("use the wire . then test it now .", (1, 0, 0, 0, 0, 0, 1)),
     ],
 )
 def test_broken_responses_by_hand(response, expected):
@@ -206,6 +212,18 @@ def test_compatibility_is_the_correlation_asked_for(wanted, rng):
     responses = [sample_response(p, rng) for p in prompts]
     first, second = ([o.utility(p, r) for p, r in zip(prompts, responses, strict=True)] for o in world.objectives)
     assert np.corrcoef(first, second)[0, 1] == pytest.approx(wanted, abs=0.12)
+
+
+def test_a_made_worlds_weights_stay_the_same_to_their_last_digit():
+    """Other weights would be another world under the same name, and what was trained on it another's."""
+    first, second = make_world(0.6, 0.8).objectives
+    zeros = dict.fromkeys(("warning", "polite", "verbosity", "faults"), 0.0)
+    assert first.weights == {"correct": 0.83278875521, "complete": 0.83278875521, "refusal": -0.83278875521} | zeros
+    assert second.weights == {
+        "correct": 0.508501261456, "complete": 0.508501261456, "refusal": -0.508501261456,
+        "warning": 1.101203324103, "polite": 0.550601662052, "verbosity": 0.550601662052, "faults": 0.0,
+    }  # fmt: skip
+    assert "-0.0" not in repr(make_world(-1.0, 0.8))
 
 
 def test_disagreement_falls_as_compatibility_rises():
