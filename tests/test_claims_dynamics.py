@@ -8,8 +8,10 @@ import pytest
 from preflab.claims import INCONCLUSIVE, NOT_REPRODUCED, REPRODUCED
 from preflab.claims.dynamics import (
     Curves,
+    Truth,
     dpo_stays_positive,
     dynamics_claims,
+    power,
     ppo_near_zero,
     roles_cross,
     roles_fixed,
@@ -122,7 +124,7 @@ def test_d6_tertiles_distinct(shapes, expected, curves):
 def test_separation_and_balance_by_hand(curves):
     found = curves(positive=3.0, negative=-1.0, bottom=1.0, middle=-1.0, top=2.0, noise=0.0)
     assert found.separation == pytest.approx(np.full(SEEDS, 1 / 4))
-    assert found.balance == pytest.approx(np.full(SEEDS, 2 / 4))
+    assert found.share("whole") == pytest.approx(np.full(SEEDS, 2 / 4))
     assert found.dominance(0) == pytest.approx(np.full(SEEDS, 1.0))
 
 
@@ -144,3 +146,50 @@ def test_all_six_in_order(curves):
     found = dynamics_claims(curves(), curves())
     assert [claim.id for claim in found] == ["D1", "D2", "D3", "D4", "D5", "D6"]
     assert all(claim.interval[0] <= claim.value <= claim.interval[1] for claim in found)
+
+
+# --- shares, nulls and power -----------------------------------------------------------------------
+
+
+def test_shares_of_thirds_by_hand():
+    positive, negative = np.array([[3.0, 1.0, 2.0, -1.0, 0.5, 0.5]]), np.array([[-1.0, -1.0, 1.0, 2.0, -1.5, -0.5]])
+    nothing = np.ones_like(positive)
+    curves = Curves(positive + negative, positive, negative, nothing, nothing, nothing, nothing[:, :2])
+    assert curves.share("whole", 0) == pytest.approx([2 / 6])
+    assert curves.share("whole", 1) == pytest.approx([4 / 6])
+    assert curves.share("whole", 2) == pytest.approx([-1 / 3])
+    assert curves.share("whole") == pytest.approx([5 / 15])
+    assert curves.share("positive", 1) == pytest.approx([1 / 6]) and curves.share("negative", 1) == pytest.approx(
+        [3 / 6]
+    )
+    assert curves.dominance(0) == pytest.approx([(4 - -2) / 6])
+
+
+NOTHING = Truth((0.0, 0.0, 0.0), (0.0, 0.0, 0.0), top=1.0, bottom=1.0, shrinkage=1.0)
+
+
+@pytest.mark.parametrize("seeds", [5, 8])
+@pytest.mark.parametrize("within", [0.05, 0.5])
+def test_where_there_is_nothing_no_rule_reproduces_a_pattern(within, seeds):
+    """Nulls: labels that say nothing give parts around zero, and shuffled weights give tertiles that are alike."""
+    for rule in (dpo_stays_positive, roles_cross, roles_fixed, tertiles_distinct):
+        found = power(rule, NOTHING, REPRODUCED, between=0.1, within=within, seeds=seeds, runs=200)
+        assert found <= 0.05, rule.__name__
+
+
+def test_where_a_pattern_is_there_its_opposite_is_not_found():
+    far = dict(between=0.1, within=0.2, seeds=5, runs=200)
+    crossing = Truth((0.6, 0.2, -0.2), (-0.1, 0.3, 0.5))
+    assert power(roles_cross, crossing, REPRODUCED, **far) > 0.9
+    assert power(roles_cross, crossing, NOT_REPRODUCED, **far) == 0
+    fixed = Truth((0.5, 0.5, 0.5), (-0.5, -0.5, -0.5))
+    assert power(roles_fixed, fixed, REPRODUCED, **far) > 0.9
+    assert power(ppo_near_zero, fixed, NOT_REPRODUCED, **far) <= 0.05
+    assert power(dpo_stays_positive, fixed, REPRODUCED, **far) <= 0.05
+
+
+def test_power_grows_with_seeds_and_falls_with_spread():
+    half = Truth((0.3, 0.3, 0.3), (0.05, 0.05, 0.05))
+    few, many = (power(dpo_stays_positive, half, REPRODUCED, between=0.2, within=0.2, seeds=n) for n in (3, 8))
+    wide = power(dpo_stays_positive, half, REPRODUCED, between=0.6, within=0.2, seeds=8)
+    assert few < many and wide < many

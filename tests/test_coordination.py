@@ -47,7 +47,7 @@ TINY = {
     "base": {"hidden_size": 16, "layers": 1, "heads": 2, "sft": {"steps": 10, "batch_size": 16}},
     "pair_training": {"batch_size": 8, "micro_batch_size": 8}, "reward": {"epochs": 1},
     "sample_training": {"iterations": 2, "batch_size": 8, "minibatch_size": 4},
-    "measurement": {"every_updates": 2, "every_iterations": 1, "probe": 6, "finals": 4, "shown": 1, "detail": False},
+    "measurement": {"checkpoints": 4, "probe": 6, "finals": 4, "shown": 1, "detail": False},
     "train_pairs": 32, "test_pairs": 16, "max_new_tokens": 8,
     "validation": 5, "report": 6, "sweep_seeds": 1, "seeds": [0, 1], "variants": ROWS,
 }  # fmt: skip
@@ -289,7 +289,7 @@ def test_the_budget_cuts_updates_and_passes_count_the_looks():
     rows = {"DPO": {"method": "dpo"}, "a": {"method": "dpo", **adaptive}, "b": {"method": "ppo", **adaptive}}
     p = parameters(variants=rows | {"PPO": {"method": "ppo"}})
     by_name = {name: some.runs[0].training for name, some in p.plain_candidates().items()}
-    assert p.updates_of(by_name["DPO"])[0] == 4 and p.updates_of(by_name["a"])[0] == 2
+    assert p.updates_of(by_name["DPO"]) == 4 and p.updates_of(by_name["a"]) == 2
     assert p.passes(by_name["DPO"]) == 4 * 16 * 3
     assert p.passes(by_name["a"]) == 2 * 16 * 3 + 2 * 8 * (4 + 8)
     epochs = p.sample_training.epochs

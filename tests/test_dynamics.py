@@ -11,7 +11,7 @@ from preflab import alignment
 from preflab.errors import BadInput
 from preflab.experiments.variants import Variant
 from preflab.likelihood import collate, collate_responses, pair_log_probs, token_log_probs
-from preflab.measured import COMPONENTS
+from preflab.measured import COMPONENTS, common_mode, per_weight
 from preflab.paths import project_root
 from preflab.rewards import oracle_reward
 from preflab.running.cache import Cache
@@ -24,13 +24,15 @@ from preflab.training.from_samples import trained_parameters
 
 NOTEBOOK = project_root() / "notebooks" / "src" / "02_g_dynamics.py"
 TINY = {
-    "hardware": {"device": "cpu", "dtype": "float64", "workers": 1},
+    "hardware": {"device": "cpu", "dtype": "float64", "workers": 1}, "source": "world:conflict",
     "train_pairs": 32, "test_pairs": 16, "max_new_tokens": 8, "seeds": [0, 1],
-    "base": {"hidden_size": 16, "layers": 2, "heads": 2, "sft": {"steps": 10, "batch_size": 16}},
+    "base": {
+        "architecture": "gpt_neox", "hidden_size": 16, "layers": 2, "heads": 2, "sft": {"steps": 10, "batch_size": 16}
+    },
     "pair_training": {"batch_size": 8, "micro_batch_size": 8, "epochs": 2, "learning_rate": 3e-3},
-    "reward": {"epochs": 1},
+    "reward": {"kind": "model", "epochs": 1},
     "sample_training": {"iterations": 3, "batch_size": 8, "minibatch_size": 4},
-    "measurement": {"every_updates": 3, "every_iterations": 2, "probe": 10, "finals": 8, "batch": 5, "shown": 2},
+    "measurement": {"checkpoints": 4, "probe": 10, "finals": 8, "batch": 5, "shown": 2},
 }  # fmt: skip
 
 
@@ -80,7 +82,7 @@ def test_the_runs_of_the_notebook_are_both_methods_with_every_seed_the_longer_on
 # The update after a measurement, and (PPO's 4 updates an iteration, 2 epochs) where the second epoch begins.
 @pytest.mark.parametrize(
     ("method", "steps", "kept"),
-    [("dpo", (0, 3, 6, 8), [0, 1, 3, 4, 6, 7, 8]), ("ppo", (0, 8, 12), [0, 1, 2, 8, 9, 10, 12])],
+    [("dpo", (0, 1, 3, 8), [0, 1, 2, 3, 4, 8]), ("ppo", (0, 4, 8, 12), [0, 1, 2, 4, 5, 6, 8, 9, 10, 12])],
 )
 def test_snapshots_are_the_measured_steps_the_update_after_each_and_later_inner_epochs(method, steps, kept):
     p = parameters()
@@ -148,7 +150,7 @@ def plain_dpo_g(p, step):
     return [float(sum((a * b).sum() for a, b in zip(v, g, strict=True))) for g in (whole, positive)]
 
 
-@pytest.mark.parametrize("step", [0, 6])
+@pytest.mark.parametrize("step", [0, 3])
 def test_g_of_a_dpo_run_is_that_of_its_own_loss(step):
     p = parameters()
     measured = measured_of(p, "dpo")
@@ -162,7 +164,7 @@ def test_g_of_a_dpo_run_is_that_of_its_own_loss(step):
 def test_components_and_layers_add_up(method):
     """Of eleven pairs or samples too, whose halves are of six and five."""
     measured = measured_of(parameters(measurement={"probe": 11}), method)
-    whole, positive, negative, *thirds, trained = measured.g.T
+    whole, positive, negative, *thirds, trained, _ = measured.g.T
     assert trained == pytest.approx(whole, rel=1e-6)
     assert positive + negative == pytest.approx(whole, rel=1e-5, abs=1e-6)
     known = slice(1, None) if method == "dpo" else slice(None)  # DPO's weights are equal before its first update
@@ -172,6 +174,25 @@ def test_components_and_layers_add_up(method):
         for i, part in enumerate(("whole", "positive", "negative")):
             assert sum(step[part].values()) == pytest.approx(g[i], rel=1e-4, abs=1e-6)
         assert list(step["whole"]) == ["embedding", "layer 0", "layer 1", "head"]
+
+
+def test_common_mode_has_two_sources_and_with_equal_weights_only_one():
+    for method in ("dpo", "ppo"):
+        found = measured_of(parameters(), method)
+        common = common_mode([found, found])
+        up, down = found.g[:, COMPONENTS.index("positive")], found.g[:, COMPONENTS.index("negative")]
+        assert common["C"] == pytest.approx(np.array([up - down] * 2) / 2)
+        assert common["samples"] + common["weights"] == pytest.approx(common["C"])
+        assert (np.abs(common["weights"][:, 1:]) > 1e-6).all()
+    dpo = common_mode([measured_of(parameters(), "dpo")])
+    assert dpo["weights"][0, 0] == pytest.approx(0, abs=1e-6 * abs(dpo["C"][0, 0]))  # before DPO's first update
+
+
+def test_g_for_each_unit_of_weight():
+    found = measured_of(parameters(), "dpo")
+    units = per_weight([found])
+    assert units["whole"][0] == pytest.approx(found.g[:, 0] / found.total_weight[:, 0])
+    assert np.isnan(units["top"][0, 0]) and np.isfinite(units["top"][0, 1:]).all()
 
 
 def test_weights_and_margins_of_dpo_are_those_of_the_formula():
@@ -220,21 +241,21 @@ def test_what_only_a_measurement_in_detail_has_is_nan_or_empty_without_it():
     for method in ("dpo", "ppo"):
         plain, detailed = measured_of(p, method), measured_of(parameters(), method)
         assert plain.contributions.tobytes() == detailed.contributions.tobytes()
-        for name in ("cosine", "ceilings", "nll", "predicted", "changed", "step_cosine"):
+        for name in ("cosine", "ceilings", "predicted", "changed", "step_cosine"):
             assert np.isnan(getattr(plain, name)).all() and not np.isnan(getattr(detailed, name)[:-1]).any()
+        assert (plain.nll == detailed.nll).all()
         assert plain.layers == [{}] * len(plain.steps) and plain.inner.shape[1] == 0
         assert detailed.inner.shape[1] == (method == "ppo")
 
 
-def test_noise_is_half_the_difference_of_halves():
+def test_noise_is_that_of_a_mean_over_the_probe_and_half_the_difference_of_the_halves_of_d():
     contributions = np.zeros((1, 2, 6, 4))
     contributions[0, :, 0] = [[1, 3, 5, 7], [2, 2, 2, 2]]
     nothing = measured_of(parameters(), "dpo")
     measured = replace(nothing, contributions=contributions)
     assert measured.g[0, 0] == 3
-    halves, finals = ((1.5 + 0.5) - (3.5 + 0.5)) / 2, (4 - 2) / 2  # (2 + 2) / 2 against (6 + 2) / 2; 4 against 2
-    assert measured.noise()[0, 0] == pytest.approx(np.hypot((2 - 4) / 2, finals))
-    assert halves == -1
+    of_probe = np.std([1.5, 2.5, 3.5, 4.5], ddof=1) / 2  # the mean of both halves of D', over four units
+    assert measured.noise()[0, 0] == pytest.approx(np.hypot(of_probe, (4 - 2) / 2))
 
 
 def test_finals_are_answers_to_prompts_never_trained_on():

@@ -17,7 +17,7 @@ from preflab.claims import INCONCLUSIVE
 from preflab.claims.sequential import depends_on_order
 from preflab.data.worlds import get_world
 from preflab.errors import BadInput
-from preflab.experiments.dynamics import logged
+from preflab.experiments.g_dynamics import logged
 from preflab.experiments.sequential import Sequence, Setting, accuracies, mean_utilities, numbered, said
 from preflab.figures import dynamics as plots_02
 from preflab.figures import sequential as plots_01
@@ -270,7 +270,8 @@ def test_what_was_logged_is_told_by_method_and_without_an_oracle_nothing_of_it()
 
 
 def test_how_a_policy_speaks_and_what_it_gains(module_cache):
-    p = parameters("02", **SMALL, train_pairs=64, test_pairs=16, measurement={"finals": 2, "probe": 8})
+    given = {"source": "world:conflict", "train_pairs": 64, "test_pairs": 16, "measurement": {"finals": 2, "probe": 8}}
+    p = parameters("02", **SMALL | given)
     (first, _), eos = p.prompts().messages(), p.base_model.tokenizer().eos_token_id
     assert well_formed("answers", [first, first], ["use the wire .", "use the use"]) == 0.5
     good, bad = "sorry i can not help .", "the the"

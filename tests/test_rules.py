@@ -33,7 +33,7 @@ TINY = {
     "base": {"hidden_size": 16, "layers": 1, "heads": 2, "sft": {"steps": 10, "batch_size": 16}},
     "pair_training": {"batch_size": 8, "micro_batch_size": 8}, "reward": {"epochs": 1},
     "sample_training": {"iterations": 2, "batch_size": 8, "minibatch_size": 4},
-    "measurement": {"every_updates": 2, "every_iterations": 1, "probe": 6, "finals": 6, "shown": 1},
+    "measurement": {"checkpoints": 4, "probe": 6, "finals": 6, "shown": 1},
 }  # fmt: skip
 pytestmark = pytest.mark.usefixtures("module_cache")
 

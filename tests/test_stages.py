@@ -506,3 +506,23 @@ def test_stages_are_values():
     assert from_pairs() == from_pairs() and len({from_pairs(), from_pairs(), from_pairs(1)}) == 2
     with pytest.raises(AttributeError):
         from_pairs().seed = 1
+
+
+# --- the reward that a DPO run stands for -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("lora", [LORA, Lora(rank=0)])
+def test_an_implicit_reward_is_beta_times_the_log_ratio_and_leaves_the_base_alone(lora):
+    learned = from_pairs(1, lora=lora, method=DPO(beta=0.4))
+    reward = RewardStage(BASE, "implicit", PAIRS.train_pairs(1), 12, implicit=learned)
+    before = {name: value.clone() for name, value in BASE.load().state_dict().items()}
+    rows, pad = PAIRS.test_pairs.encoded(BASE), BASE.tokenizer().pad_token_id
+    with learned.final_policy() as policy:
+        after = pair_log_probs(policy, rows, pad, 64)
+    base = pair_log_probs(BASE.load(), rows, pad, 64)
+    expected = 0.4 * ((after.chosen - base.chosen) - (after.rejected - base.rejected))
+    assert reward.margins(PAIRS.test_pairs) == pytest.approx(expected.numpy(), abs=1e-9)
+    assert expected.abs().max() > 1e-4
+    assert all(torch.equal(value, before[name]) for name, value in BASE.load().state_dict().items())
+    ppo = from_samples(reward=reward, lora=lora)  # trains while another adapter than the reward's is on the base
+    assert all(np.isfinite(entry["score"]) for entry in ppo.load())

@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 
 COMPONENTS = ("whole", "positive", "negative", "bottom", "middle", "top")
-PARTS = (*COMPONENTS, "trained")  # what the run's rule makes of the whole; the whole itself for a plain method
+# `trained`: what the run's rule makes of the whole, the whole itself for a plain method. `uniform`: the mean of |c| on
+# every response token, chosen or not: what is left of common mode if all weights are alike.
+PARTS = (*COMPONENTS, "trained", "uniform")
 SIGNS = COMPONENTS[:3]
 
 
@@ -17,7 +19,7 @@ class Measured:
 
     Log-probs are summed over a response, of n held-out pairs: (S, 2 sides, n). Tertiles are NaN where all weights are
     equal, as DPO's are before its first update. What only a measurement in detail has is NaN or empty without it:
-    layers, cosines, the NLL, the optimiser's step, inner epochs.
+    layers, cosines, the optimiser's step, inner epochs.
     """
 
     steps: np.ndarray  # (S,) updates so far
@@ -47,10 +49,10 @@ class Measured:
         return self.steps / self.steps[-1]
 
     def noise(self) -> np.ndarray:
-        """Standard error of G from split halves, (S, PARTS): half the difference of the two halves of the
-        probe, and of the two halves of D', in quadrature. Two halves give a rough number: average its square."""
-        halves = np.array_split(self.contributions, 2, axis=3)
-        of_probe = np.subtract(*(h.mean((1, 3)) for h in halves)) / 2
+        """Standard error of G, (S, PARTS): that of a mean over the probe, and half the difference of the two halves of
+        D', in quadrature. Two halves give a rough number: average its square."""
+        units = self.contributions.mean(1)  # (S, PARTS, n)
+        of_probe = units.std(-1, ddof=1) / np.sqrt(units.shape[-1])
         of_finals = (self.contributions[:, 0] - self.contributions[:, 1]).mean(-1) / 2
         return np.hypot(of_probe, of_finals)
 
@@ -76,6 +78,25 @@ def g_by_component(runs: Sequence[Measured]) -> dict[str, np.ndarray]:
 def noise_by_component(runs: Sequence[Measured]) -> dict[str, np.ndarray]:
     """The standard error of each measurement: (runs, S) each."""
     return {part: np.array([x.noise()[:, i] for x in runs]) for i, part in enumerate(COMPONENTS)}
+
+
+def common_mode(runs: Sequence[Measured]) -> dict[str, np.ndarray]:
+    """C = (G+ - G-) / 2 and its two sources, (runs, S) each, in nats per unit of step size:
+
+        C = -1/2 sum |c| s,   samples = -1/2 mean|c| sum s,   weights = C - samples
+
+    On the policy's own samples E[grad log pi] = 0, so E[s] = 0 and `samples` is noise: then C is the covariance of |c|
+    with s, and what makes positive and negative learning differ is the weight.
+    """
+    g = {part: np.array([x.g[:, PARTS.index(part)] for x in runs]) for part in ("positive", "negative", "uniform")}
+    whole = (g["positive"] - g["negative"]) / 2
+    return {"C": whole, "samples": g["uniform"] / 2, "weights": whole - g["uniform"] / 2}
+
+
+def per_weight(runs: Sequence[Measured]) -> dict[str, np.ndarray]:
+    """G of every component for each unit of its weight, sum |c| / n: (runs, S) each; NaN where a part has none."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return {part: np.array([x.g[:, i] / x.total_weight[:, i] for x in runs]) for i, part in enumerate(COMPONENTS)}
 
 
 def g_by_epoch(runs: Sequence[Measured]) -> dict[str, np.ndarray]:

@@ -13,7 +13,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 from preflab.data import worlds
 from preflab.errors import BadInput
 from preflab.generation import Sample, decode
-from preflab.likelihood import collate_responses
+from preflab.likelihood import collate_responses, token_log_probs
 from preflab.models import load_model
 
 Reward = Callable[[list[list[dict]], list[Sample]], torch.Tensor]  # prompts, samples: (n,)
@@ -69,6 +69,22 @@ def model_reward(model: PreTrainedModel, pad_token_id: int) -> Reward:
             batch = collate_responses(samples[start : start + SCORING_BATCH], pad_token_id, model.device)
             logits = model(batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
             found.append(logits.squeeze(-1).cpu().double())
+        return torch.cat(found)
+
+    return score
+
+
+def implicit_reward(model: PreTrainedModel, reference: PreTrainedModel, pad_token_id: int, beta: float) -> Reward:
+    """beta * sum_t log pi(y_t | x, y_<t) / pi_ref(y_t | x, y_<t): the reward that a DPO model stands for, up to a term
+    of the prompt alone (Eq. 5 of arXiv:2305.18290)."""
+
+    @torch.no_grad()
+    def score(prompts: list[list[dict]], samples: list[Sample]) -> torch.Tensor:
+        found = []
+        for start in range(0, len(samples), SCORING_BATCH):
+            batch = collate_responses(samples[start : start + SCORING_BATCH], pad_token_id, model.device)
+            log_ratios = token_log_probs(model, batch) - token_log_probs(reference, batch)
+            found.append(beta * log_ratios.sum(1).cpu().double())
         return torch.cat(found)
 
     return score

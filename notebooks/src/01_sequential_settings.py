@@ -37,6 +37,7 @@ data: str = ""  # folder that files: sources are relative to
 revision: str | None = None  # of hub: sources; recorded
 train_pairs: int = 1040  # per objective and seed
 test_pairs: int = 200  # per objective, the same for every seed; prompts never trained on
+test_share: float = 0.1  # of the prompts, held out where files: and hub: sources have no test split
 pairs_per_prompt: int | None = None  # a limit where one prompt has many replies; None: all
 prompts: int = 16  # held-out prompts per objective that each stage answers
 max_new_tokens: int = 32

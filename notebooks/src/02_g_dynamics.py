@@ -31,20 +31,23 @@
 # %% tags=["parameters"]
 profile: str = "default"  # results go to results/PROFILE/NAME/
 name: str = "02_g_dynamics"
-source: str = "world:conflict"  # paper D: UltraFeedback
+source: str = "world:guide-conflict"  # paper D: UltraFeedback
 objective: str = "helpful"
 final_source: str | None = None  # of the held-out prompts that D' answers; None: those of `source`
 final_objective: str | None = None
 data: str = ""  # folder that files: sources are relative to
 revision: str | None = None  # of hub: sources; recorded
-train_pairs: int = 1600  # DPO's pairs; PPO and the reward model use the same prompts and pairs
-test_pairs: int = 256
+train_pairs: int = 640  # DPO's pairs; PPO and the reward model use the same prompts and pairs
+test_pairs: int = 200
+test_share: float = 0.1  # of the prompts, held out where files: and hub: sources have no test split
 pairs_per_prompt: int | None = None  # a limit where one prompt has many replies; None: all
-max_new_tokens: int = 32
+max_new_tokens: int = 88
 seeds: list = [0, 1]  # of training pairs, adapter, batch order and samples; base and reward model are one and fixed
+tuning_seeds: list = []  # of runs on which the gates below must be met before the seeds above are run
+beyond_gates: bool = False  # run them all the same; this is recorded
 show_texts: bool = True  # print prompts and responses; off for data that is not fit to print
 # Sections: what is given here is laid over the defaults, which are printed below.
-base: dict = {}  # the base model, for example {"hidden_size": 96, "sft": {"steps": 400}}
+base: dict = {}  # the base model, for example {"hidden_size": 96, "sft": {"steps": 1000}}
 lora: dict = {}  # {"rank": 8} trains an adapter instead of all parameters
 dpo: dict = {}  # beta
 ppo: dict = {}  # clip, KL coefficient, GAE, values, ...
@@ -55,11 +58,14 @@ measurement: dict = {}  # how often, and on what, G is measured
 hardware: dict = {}  # device, dtype, workers
 
 # %%
-from preflab.experiments.dynamics import GDynamics
+from preflab.experiments.g_dynamics import GDynamics
 
 P = GDynamics.from_notebook(globals())  # names, types and ranges, before anything trains
 
 # %%
+import itertools
+from fractions import Fraction
+
 import numpy as np
 import pandas as pd
 import torch
@@ -71,8 +77,10 @@ from preflab.attention import written_out
 from preflab.claims import table as table_of
 from preflab.claims import withheld
 from preflab.claims.dynamics import Curves, dynamics_claims
-from preflab.experiments.dynamics import logged
+from preflab.claims.registration import registered
+from preflab.experiments.g_dynamics import logged
 from preflab.figures import dynamics as plots
+from preflab.gates import table as as_gates
 from preflab.generation import decode, sample
 from preflab.judging import as_table, counted
 from preflab.likelihood import collate, collate_responses, token_log_probs
@@ -80,7 +88,6 @@ from preflab.methods.method import Scored
 from preflab.models import unwrap
 from preflab.running.parallel import parallel
 from preflab.running.run import start
-from preflab.stages.stage import Job
 
 run = start(P)
 run.overview()
@@ -89,16 +96,18 @@ run.overview()
 # ## The SFT model and the reward
 #
 # Both methods start from one SFT model, which is also their reference. DPO learns from pairs. PPO learns from its own
-# samples, and a **reward** tells it how good they are. The reward is a model that TRL trains on the same pairs.
+# samples, and a **reward** tells it how good they are. Here it is the *implicit reward* of another DPO run, on pairs that no
+# measured run sees: $r(x,y) = \beta\log\pi(y\mid x)/\pi_\mathrm{ref}(y\mid x)$. So PPO is told no less than DPO can learn from as many
+# pairs. A reward model that TRL trains (`reward: {"kind": "model"}`) orders fewer pairs of this world rightly.
 
 # %%
-print("The SFT model is trained once (about 20 s in the default run). Later runs load it.")
+print("The SFT model is trained once (about 50 s in the default run). Later runs load it.")
 asked = P.prompts().messages()  # so many prompts must be there, before anything trains
 model, tokenizer = P.base_model.load(), P.base_model.tokenizer()
 print(f"{model.config.model_type}, {model.num_parameters():,} parameters, {len(tokenizer):,} tokens")
 
 # %%
-print("The reward model is trained once (about 15 s in the default run). Later runs load it.")
+print("The reward is trained once (about 10 s in the default run). Later runs load it.")
 teacher = P.reward_stage()
 score = teacher.load()  # score(prompts, samples): (n,), mean 0 and deviation 1 on samples of the SFT model
 
@@ -281,6 +290,20 @@ print("c = A on fresh samples:", torch.equal(ppo_weights(old, old, A), A), " sam
 _ = unwrap(policy)  # an adapter, if there is one, leaves the SFT model
 
 # %% [markdown]
+# ## Gates
+#
+# An experiment that cannot see an effect says nothing if it sees none. So some things are asked of it first, on seeds that
+# decide nothing: answers that differ from prompt to prompt, a base model with something left to learn, training that is not
+# over at once, a $G$ above its noise, a policy that still speaks, a reward as good as the pairs. None of this knows a claim.
+# If a gate is not met, the seeds that decide are not run.
+
+# %%
+parallel({"tuning seeds": P.jobs_on(P.tuning_seeds)}, P.hardware.workers)
+gates = P.gates_on(P.tuning_seeds) if P.tuning_seeds else []
+P.check_gates(gates)
+as_gates(gates).rename_axis(columns=counted({"tuning seeds": len(P.tuning_seeds)})) if gates else "no tuning seeds here"
+
+# %% [markdown]
 # ## Run
 #
 # For every seed there is one run of DPO and one of PPO, with snapshots of the weights. When a run has ended, its final policy
@@ -289,14 +312,20 @@ _ = unwrap(policy)  # an adapter, if there is one, leaves the SFT model
 # and the differences of the halves tell how noisy a measurement is.
 
 # %%
-jobs = [Job(str(job), (P.alignment(job.training), P.answers_stage(job.training))) for job in P.planned()]
-parallel({"trained and measured": jobs}, P.hardware.workers)
+parallel({"trained and measured": P.jobs_on(P.seeds)}, P.hardware.workers)
 
 # %%
 runs = P.by_method()  # {"dpo": a run for each seed, "ppo": likewise}
 along = {method: [P.alignment(r.training).load() for r in some] for method, some in runs.items()}  # G and the rest
 histories = {method: [r.training.load() for r in some] for method, some in runs.items()}  # what training logged
 progress = {method: some[0].progress for method, some in along.items()}  # (steps,): share of training done
+
+# %% [markdown]
+# The same gates, on the seeds of this run:
+
+# %%
+own_gates = P.gates_on(P.seeds)
+as_gates(own_gates).rename_axis(columns=counted({"seeds": len(P.seeds)}))
 
 # %% [markdown]
 # ### Did they learn?
@@ -319,7 +348,7 @@ run.figure("training", plots.training_curves(logged(histories, oracle=bool(P.uti
 
 # %% [markdown]
 # **Read it.** Thin lines are seeds. DPO's loss begins at $\ln 2$, and its accuracy at 0, since a margin of 0 does not count as
-# right. In the default run PPO reaches most of its reward in the first fifth of training.
+# right. In the default run the reward of PPO rises to the end.
 #
 # ## G along training
 #
@@ -337,9 +366,61 @@ run.figure("six_panels", plots.six_panels(progress, g, noise))
 # on the right. And a part with larger weights has a larger $G$ for that reason alone. Before DPO's first update all its
 # weights are equal, so there are no tertiles yet.
 #
-# In the default run $G$ of DPO is clearly above zero at the start, and then within the noise or near it. From 0.2 on its
-# positive and negative parts are far larger than their sum. Positive learning is above zero first, and after 0.4 negative
-# learning is. $G$ of PPO is above zero more often than not, and both of its parts are positive at the start.
+# Checkpoints lie evenly in the logarithm of updates, because most is learned early. In the default run $G$ of DPO stays above
+# zero to its end. Its positive part begins above zero and ends below, and its negative part takes over. $G$ of PPO is far
+# above zero at first and near zero at the end, and most of it is positive learning's.
+#
+# ## Common mode
+#
+# Positive and negative learning need not be two things. Let $S = (G_+ + G_-)/2$ and $C = (G_+ - G_-)/2$. If the samples are the
+# policy's own, then $\mathbb E_{y\sim\pi}[\nabla\log\pi(y)] = 0$: what makes one response likelier makes others less likely. So
+# $\mathbb E[s] = 0$ for every direction $v$. With equal $|A|$ everywhere,
+#
+# $$2C = G_+ - G_- = -\,\mathbb E[|A|\,s] = -|A|\;\mathbb E[s] = 0,$$
+#
+# and positive and negative learning have *the same* $G$, whatever the reward is. They can only differ if $|A|$ goes together
+# with $s$, or if the samples are not the policy's own. Try it on the smallest policy there is: five responses, each with a
+# logit of its own, in exact fractions. Here $s_y = v_y - \sum_z \pi_z v_z$.
+
+# %% tags=["nbval-check-output"]
+pi = [Fraction(k, 15) for k in (5, 4, 3, 2, 1)]  # of five responses
+direction = [Fraction(k) for k in (3, -2, 1, 0, -4)]  # v: any gradient on D'
+slope = [x - sum(p * y for p, y in zip(pi, direction, strict=True)) for x in direction]  # s = grad log pi . v
+
+
+def up_and_down(advantages):
+    pulls = [-p * a * s_ for p, a, s_ in zip(pi, advantages, slope, strict=True)]
+    return [sum(x for x, a in zip(pulls, advantages, strict=True) if (a > 0) == up) for up in (True, False)]
+
+
+signs = list(itertools.product((-1, 1), repeat=5))  # every way to call a response good or bad
+print("G+ = G- with equal |A|, for all", len(signs), "signs:", all(len(set(up_and_down(a))) == 1 for a in signs))
+generator = np.random.default_rng(0)
+drawn_at_random = [[sign * int(generator.integers(1, 10)) for sign in a] for a in signs for _ in range(20)]
+apart = [up > 0 > down for up, down in map(up_and_down, drawn_at_random)]
+print(f"G+ > 0 > G- with |A| at random: {np.mean(apart):.0%} of {len(apart)}")
+
+# %% [markdown]
+# So what the paper calls the roles of positive and negative learning in PPO can come from its weights alone. The same holds for
+# DPO if its pairs are the policy's own samples. Pairs of another generator have $\mathbb E[s] \neq 0$. Now measure both sources:
+#
+# $$C = \underbrace{-\tfrac12\,\overline{|c|}\textstyle\sum s}_{\text{whose samples they are}}
+# \;\underbrace{-\tfrac12\textstyle\sum (|c|-\overline{|c|})\,s}_{\text{the weights}}.$$
+
+# %%
+common = {method: measured.common_mode(some) for method, some in along.items()}  # source: (seeds, steps)
+run.figure("common_mode", plots.common_mode(progress, common))
+
+# %%
+sizes = {m: {part: np.sqrt((x**2).mean()) for part, x in parts.items()} for m, parts in common.items()}
+pd.DataFrame(sizes).T.round(3).rename_axis(columns=counted({"measurements": common["dpo"]["C"].size}))
+
+# %% [markdown]
+# **Read it.** The two methods differ for two different reasons. In PPO the orange line is noise, as the identity says, and $C$ is
+# the weights' alone: whatever makes positive learning pull harder than negative learning is how $|A|$ goes together with $s$. In
+# DPO the purple line is zero, because the weights of its pairs hardly differ. Its $C$ is all in the pairs. They come from the
+# generator of the world and not from the policy, and the further the policy moves away from them, the more $C$ falls: pushing
+# *both* responses of a pair down raises $D'$. That is what turns the roles of positive and negative learning round in DPO.
 #
 # ## Inner epochs
 #
@@ -362,9 +443,8 @@ as_table(means, {"measurements": epochs["whole"][0].size})
 
 # %% [markdown]
 # **Read it.** Where the two lines lie apart, one pass over the samples has changed what the next pass does to the final
-# responses. In the default run this is so up to 0.4 of training, and most of all at its start: there $G$ of the whole is about
-# 20 in the first epoch and about 1 in the second. From 0.5 on the two lines lie on each other. By then the learning rate has
-# fallen, and hardly any token is clipped.
+# responses. In the default run $G$ is smaller in the second epoch than in the first for most of training. At its end the two
+# lines lie on each other: by then the learning rate has fallen, and hardly any token is clipped.
 #
 # ## The weights themselves
 #
@@ -375,8 +455,8 @@ distributions = {method: measured.weights_at(some) for method, some in along.ite
 run.figure("weights", plots.weight_distributions(distributions))
 
 # %% [markdown]
-# **Read it.** Before DPO's first update every pair has the weight $\beta/2$. In the default run many pairs have a far smaller
-# weight at the end: their margins have grown.
+# **Read it.** Before DPO's first update every pair has the weight $\beta/2$. At the end pairs whose margin has grown have a smaller
+# one. In the default run the weights hardly spread: such a short training moves log-ratios by a few nats.
 #
 # ## Token by token
 #
@@ -401,7 +481,8 @@ places = list(along["dpo"][0].layers[0]["whole"])
 run.figure("layers", plots.layer_map(places, progress, by_layer))
 
 # %% [markdown]
-# **Read it.** The places of one moment add up to $G$ of the six panels. In the default run most of it is in the head.
+# **Read it.** The places of one moment add up to $G$ of the six panels. In the default run most of DPO's is in
+# the head, and most of PPO's in the first layer.
 #
 # ## Does it hold under Adam?
 #
@@ -426,12 +507,22 @@ pd.DataFrame(adam).round(2).rename_axis(columns=counted({"measured steps": predi
 # %% [markdown]
 # ## Claims
 #
-# Each rule was written before its run, and `claims/dynamics.py` holds them. Intervals are Student's, over seeds. With two
-# seeds they are wide. The verdicts that count are those of the `full` profile.
+# Each rule was written before its run (`claims/dynamics.py`), and so was what it can see: what would be true if the claim were
+# wrong, which effect counts, and with which probability five seeds show it. Tertiles are compared for each unit of weight, so
+# that a heavier third does not win for that reason alone. Intervals are Student's, over seeds. The verdicts that count are
+# those of the `full` profile.
 
 # %%
-curves = {method: Curves(**g[method], weight=measured.mean_weights(some)) for method, some in along.items()}
+registration = registered("02_g_dynamics")
+print(f"registered on {registration.date} for the profile {registration.profile}, seeds {list(registration.seeds)}")
+registration.table()
+
+# %%
+units = {method: measured.per_weight(some) for method, some in along.items()}  # G for each unit of weight
+thirds = {m: {part: units[m][part] for part in ("bottom", "middle", "top")} for m in g}
+curves = {m: Curves(**g[m] | thirds[m], weight=measured.mean_weights(along[m])) for m in g}
 verdicts = withheld(dynamics_claims(curves["dpo"], curves["ppo"]), len(asked), "prompts of D'")  # too few: no verdict
+verdicts = registration.judged(verdicts, P.profile, P.seeds)
 table_of(verdicts).rename_axis(columns=counted({"prompts of D'": len(asked), "seeds": len(P.seeds)}))
 
 # %%
@@ -446,11 +537,17 @@ folder = run.finish(
         "opposite_signs": {m: np.mean(parts["positive"] * parts["negative"] < 0) for m, parts in g.items()},
         "above_noise": {m: np.mean(np.abs(parts["whole"]) > 2 * noise[m]["whole"]) for m, parts in g.items()},
         "inner_epochs": means,
+        "gates": gates,
+        "own_gates": own_gates,
+        "common_mode": sizes,
+        "registration": registration.sha256,
     },
     series={
         "progress": progress,
         "g": g,
         "noise": noise,
+        "per_weight": units,
+        "common_mode": common,
         "cosine": {method: [x.cosine for x in some] for method, some in along.items()},
         "nll": {method: [x.nll for x in some] for method, some in along.items()},
         "predicted": predicted,

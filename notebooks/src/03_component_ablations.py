@@ -34,6 +34,7 @@ data: str = ""  # folder that files: sources are relative to
 revision: str | None = None  # of hub: sources; recorded
 train_pairs: int = 1600  # DPO's pairs; PPO and the reward model use the same prompts and pairs
 test_pairs: int = 256
+test_share: float = 0.1  # of the prompts, held out where files: and hub: sources have no test split
 pairs_per_prompt: int | None = None  # a limit where one prompt has many replies; None: all
 max_new_tokens: int = 32
 variants: dict = {  # name: method, rule of preflab.rules, its arguments, until which share of training

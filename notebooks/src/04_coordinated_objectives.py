@@ -32,6 +32,7 @@ data: str = ""  # folder that files: sources are relative to
 revision: str | None = None  # of hub: sources; recorded
 train_pairs: int = 1280  # DPO's pairs; PPO and the reward model use the same prompts and pairs
 test_pairs: int = 256
+test_share: float = 0.1  # of the prompts, held out where files: and hub: sources have no test split
 pairs_per_prompt: int | None = None  # a limit where one prompt has many replies; None: all
 validation: int = 64  # held-out prompts that candidates are chosen on
 report: int = 128  # held-out prompts that everything below is reported on

@@ -21,6 +21,7 @@ class Claim:
     value: float
     interval: tuple[float, float] | None
     verdict: str
+    power: float | None = None  # to see the registered effect; None where the run is not a registered one
 
 
 def decide(holds: bool, fails: bool) -> str:

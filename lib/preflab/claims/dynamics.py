@@ -1,20 +1,28 @@
-"""D1-D6 of paper D (arXiv 2512.00778, sections 3.1 and 3.2): G of DPO and of PPO along training."""
+"""D1-D6 of paper D (arXiv 2512.00778, sections 3.1 and 3.2): G of DPO and of PPO along training.
 
+Every rule divides by what the parts amount to, |G+| + |G-|. So all numbers lie in [-1, 1], and those of DPO and PPO can
+be compared. `registered/02_g_dynamics.yaml` holds the effects and the power.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from preflab.claims import Claim, decide
+from preflab.claims import NOT_REPRODUCED, REPRODUCED, Claim, corrected, decide
 from preflab.statistics import Interval, seed_interval
 
-MOSTLY = 0.8  # share of measurements from which "stays" and "steadily" speak
 SMALL = 0.1  # |G| as a share of what its two parts amount to: "near zero"
 APART = 0.2  # difference of the outer tertiles as a share of what all three amount to: "distinct"
+THIRDS = range(3)
 
 
 @dataclass(frozen=True)
 class Curves:
-    """G of one method along training: (seeds, steps) each, and mean weight (|c| of a unit) at the first and last."""
+    """G of one method along training: (seeds, steps) each, and mean weight (|c| of a unit) at the first and last.
+
+    Tertiles are G for each unit of weight: a heavier part would have a larger G for that reason alone.
+    """
 
     whole: np.ndarray
     positive: np.ndarray
@@ -24,22 +32,25 @@ class Curves:
     top: np.ndarray
     weight: np.ndarray  # mean w of a pair, or |A| of a token
 
-    @property
-    def balance(self) -> np.ndarray:
-        """Sum over steps of G, over that of |G+| + |G-|: 0 where the parts offset each other, (seeds,)."""
-        return self.whole.sum(1) / (np.abs(self.positive) + np.abs(self.negative)).sum(1)
+    def share(self, part: str, third: int | None = None) -> np.ndarray:
+        """Sum of G of a part over that of |G+| + |G-|, in a third of the steps or in all: (seeds,)."""
+        up, down, wanted = (_third(g, third) for g in (self.positive, self.negative, getattr(self, part)))
+        return wanted.sum(1) / (np.abs(up) + np.abs(down)).sum(1)
+
+    def dominance(self, third: int) -> np.ndarray:
+        """(G+ - G-) over (|G+| + |G-|), each summed over the first (0) to last (2) third of the steps: (seeds,)."""
+        return self.share("positive", third) - self.share("negative", third)
 
     @property
     def separation(self) -> np.ndarray:
-        """Sum over steps of G(top) - G(bottom), over that of |G| of the three tertiles: (seeds,). Steps at which all
+        """Sum over steps of top - bottom, over that of the sizes of the three tertiles: (seeds,). Steps at which all
         weights are equal have no tertiles (NaN) and do not count."""
         parts = np.nansum(np.abs([self.bottom, self.middle, self.top]), axis=(0, 2))
         return np.nansum(self.top - self.bottom, axis=1) / parts
 
-    def dominance(self, third: int) -> np.ndarray:
-        """(G+ - G-) over (|G+| + |G-|), each summed over the first (0) or last (2) third of the steps: (seeds,)."""
-        up, down = (np.array_split(g, 3, axis=1)[third] for g in (self.positive, self.negative))
-        return (up - down).sum(1) / (np.abs(up) + np.abs(down)).sum(1)
+
+def _third(g: np.ndarray, third: int | None) -> np.ndarray:
+    return g if third is None else np.array_split(g, 3, axis=1)[third]
 
 
 def dynamics_claims(dpo: Curves, ppo: Curves) -> list[Claim]:
@@ -55,23 +66,26 @@ def dynamics_claims(dpo: Curves, ppo: Curves) -> list[Claim]:
 
 
 def dpo_stays_positive(dpo: Curves) -> Claim:
-    share = seed_interval((dpo.whole > 0).mean(1))
+    def of(level: float) -> list[Interval]:
+        return [seed_interval(dpo.share("whole", third), level) for third in THIRDS]
+
     return _claim(
         "D1",
         "G of DPO stays positive.",
-        f"Share of measurements with G > 0. Reproduced: interval above {MOSTLY}; not reproduced: below it.",
-        share,
-        share.low >= MOSTLY,
-        share.high < MOSTLY,
+        "G over |G+| + |G-| in each third of the measurements; shown is the least. Reproduced: all intervals above 0; "
+        f"not reproduced: one below {SMALL}, at a level corrected for three.",
+        _least(of(0.95)),
+        all(share.low > 0 for share in of(0.95)),
+        any(share.high < SMALL for share in of(corrected(3))),
     )
 
 
 def ppo_near_zero(ppo: Curves) -> Claim:
-    balance = seed_interval(ppo.balance)
+    balance = seed_interval(ppo.share("whole"))
     return _claim(
         "D2",
         "G of PPO stays near zero, fluctuates or turns slightly negative.",
-        f"Sum of G over that of |G+| + |G-|. Reproduced: interval below {SMALL}; not reproduced: above it.",
+        f"G over |G+| + |G-|, over all measurements. Reproduced: interval below {SMALL}; not reproduced: above it.",
         balance,
         balance.high < SMALL,
         balance.low > SMALL,
@@ -89,6 +103,7 @@ def roles_cross(dpo: Curves) -> Claim:
         change,
         early.low > 0 and late.high < 0,
         change.low > 0 or early.high < 0 or late.low > 0,
+        bound=2.0,
     )
 
 
@@ -98,8 +113,8 @@ def weight_shrinks_and_tertiles_overlap(dpo: Curves) -> Claim:
     return _claim(
         "D4",
         "DPO's weight shrinks as margins grow, and its tertiles act alike.",
-        f"(G(top) - G(bottom)) over the sum of the tertiles' |G|. Reproduced: interval within ±{APART} and mean w "
-        "smaller at the end than at the start; not reproduced: interval outside, or w clearly larger.",
+        f"(top - bottom) over the sum of the tertiles' sizes, G for each unit of weight. Reproduced: interval "
+        f"within ±{APART} and mean w smaller at the end than at the start; not reproduced: outside, or w larger.",
         separation,
         separation.within(APART) and shrinkage.high < 1,
         _outside(separation, APART) or shrinkage.low > 1,
@@ -107,14 +122,18 @@ def weight_shrinks_and_tertiles_overlap(dpo: Curves) -> Claim:
 
 
 def roles_fixed(ppo: Curves) -> Claim:
-    both = seed_interval(((ppo.positive > 0) & (ppo.negative < 0)).mean(1))
+    def of(level: float) -> list[Interval]:
+        signed = [(ppo.share("positive", third), -ppo.share("negative", third)) for third in THIRDS]
+        return [seed_interval(share, level) for both in signed for share in both]
+
     return _claim(
         "D5",
         "In PPO G of positive learning stays above zero and that of negative learning below.",
-        f"Share of measurements with G+ > 0 and G- < 0. Reproduced: interval above {MOSTLY}; not reproduced: below it.",
-        both,
-        both.low >= MOSTLY,
-        both.high < MOSTLY,
+        "G+ and -G- over |G+| + |G-| in each third of the measurements; shown is the least. Reproduced: all intervals "
+        "above 0; not reproduced: one below 0, at a level corrected for six.",
+        _least(of(0.95)),
+        all(share.low > 0 for share in of(0.95)),
+        any(share.high < 0 for share in of(corrected(6))),
     )
 
 
@@ -123,17 +142,102 @@ def tertiles_distinct(ppo: Curves) -> Claim:
     return _claim(
         "D6",
         "The tertiles of |A| play distinct parts.",
-        f"(G(top) - G(bottom)) over the sum of the tertiles' |G|. Reproduced: interval outside ±{APART}; "
-        "not reproduced: within.",
+        f"(top - bottom) over the sum of the tertiles' sizes, G for each unit of weight. Reproduced: interval outside "
+        f"±{APART}; not reproduced: within.",
         separation,
         _outside(separation, APART),
         separation.within(APART),
     )
 
 
+def _least(intervals: Sequence[Interval]) -> Interval:
+    return min(intervals, key=lambda interval: interval.value)
+
+
 def _outside(interval: Interval, bound: float) -> bool:
     return interval.low > bound or interval.high < -bound
 
 
-def _claim(id_: str, statement: str, statistic: str, found: Interval, holds: bool, fails: bool) -> Claim:
-    return Claim(id_, statement, statistic, found.value, (found.low, found.high), decide(holds, fails))
+def _claim(
+    id_: str, statement: str, statistic: str, found: Interval, holds: bool, fails: bool, bound: float = 1.0
+) -> Claim:
+    """The interval is cut where the statistic ends, at ±bound."""
+    interval = float(np.maximum(found.low, -bound)), float(np.minimum(found.high, bound))
+    return Claim(id_, statement, statistic, found.value, interval, decide(holds, fails))
+
+
+# --- power -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What a simulated experiment would find with endless seeds, in shares of |G+| + |G-|."""
+
+    positive: tuple[float, float, float]  # in each third
+    negative: tuple[float, float, float]
+    top: float = 1.0  # of the tertiles, for each unit of weight
+    bottom: float = 1.0
+    shrinkage: float = 0.8
+
+
+def simulated(truth: Truth, between: float, within: float, seeds: int, steps: int, rng: np.random.Generator) -> Curves:
+    """Curves of `seeds` runs: every third of a run has an error of its own (standard deviation `between`), and so has
+    every measurement (`within`)."""
+
+    def curve(thirds: Sequence[float]) -> np.ndarray:
+        sizes = [len(part) for part in np.array_split(np.arange(steps), 3)]
+        of_run = np.asarray(thirds) + between * rng.normal(size=(seeds, 3))
+        return np.repeat(of_run, sizes, axis=1) + within * rng.normal(size=(seeds, steps))
+
+    positive, negative = curve(truth.positive), curve(truth.negative)
+    tertiles = [curve([value] * 3) for value in (truth.bottom, (truth.bottom + truth.top) / 2, truth.top)]
+    weight = np.stack([np.ones(seeds), truth.shrinkage + between / 4 * rng.normal(size=seeds)], axis=1)
+    return Curves(positive + negative, positive, negative, *tertiles, weight)
+
+
+def power(
+    rule: Callable[[Curves], Claim],
+    truth: Truth,
+    verdict: str,
+    *,
+    between: float,
+    within: float,
+    seeds: int,
+    steps: int = 16,
+    runs: int = 1000,
+    seed: int = 0,
+) -> float:
+    """The share of simulated experiments in which the rule gives the verdict."""
+    rng = np.random.default_rng(seed)
+    found = [rule(simulated(truth, between, within, seeds, steps, rng)).verdict for _ in range(runs)]
+    return found.count(verdict) / runs
+
+
+def _throughout(positive: float, negative: float, **other: float) -> Truth:
+    return Truth((positive,) * 3, (negative,) * 3, **other)
+
+
+ALIKE = _throughout(0.5, 0.5)
+DIFFERENT = _throughout(0.5, 0.5, top=1.6, bottom=0.4)  # by 0.4 of the three
+AHEAD, LEVEL = _throughout(0.65, -0.35), _throughout(0.5, -0.5)  # G is 0.3 of its parts, and 0
+CROSSING, STAYING = Truth((0.65, 0.5, 0.35), (0.35, 0.5, 0.65)), _throughout(0.65, 0.35)
+
+EFFECTS = {  # claim: its rule, the smallest truth of the claim that counts, and one that speaks against it
+    "D1": (dpo_stays_positive, AHEAD, LEVEL),
+    "D2": (ppo_near_zero, LEVEL, AHEAD),
+    "D3": (roles_cross, CROSSING, STAYING),
+    "D4": (weight_shrinks_and_tertiles_overlap, ALIKE, DIFFERENT),
+    "D5": (roles_fixed, LEVEL, ALIKE),
+    "D6": (tertiles_distinct, DIFFERENT, ALIKE),
+}
+
+
+def powers(id_: str, spread: Mapping[str, float], seeds: int, runs: int = 1000) -> dict[str, float]:
+    """The power of a claim's rule, by verdict: to reproduce what is true, and to reject what is not."""
+    rule, true, false = EFFECTS[id_]
+    kind = "tertiles_" if id_ in ("D4", "D6") else ""
+    how = {"between": spread[f"{kind}between"], "within": spread[f"{kind}within"], "seeds": seeds, "runs": runs}
+    return {
+        REPRODUCED: power(rule, true, REPRODUCED, **how),
+        NOT_REPRODUCED: power(rule, false, NOT_REPRODUCED, **how),
+    }

@@ -3,8 +3,8 @@
 from preflab.experiments.ablations import Ablations
 from preflab.experiments.benchmarks import Benchmarks
 from preflab.experiments.coordination import Coordination
-from preflab.experiments.dynamics import GDynamics
 from preflab.experiments.experiment import Parameters
+from preflab.experiments.g_dynamics import GDynamics
 from preflab.experiments.sequential import Sequential
 
 EXPERIMENTS: dict[str, type[Parameters]] = {

@@ -73,7 +73,7 @@ class Ablations(Variants):
     """03_component_ablations."""
 
     sample_training: SampleTraining = SampleTraining(iterations=20)
-    measurement: Measurement = Measurement(every_updates=34, probe=64, shown=1, detail=False)
+    measurement: Measurement = Measurement(checkpoints=4, probe=64, shown=1, detail=False)
 
     @model_validator(mode="after")
     def _variants_possible(self) -> Self:

@@ -61,9 +61,7 @@ class Coordination(Variants):
     sweep_seeds: Count  # the first so many seeds choose
     alpaca_eval: TextSource | None
     sample_training: SampleTraining = SampleTraining(iterations=16)
-    measurement: Measurement = Measurement(
-        every_updates=40, every_iterations=8, probe=64, finals=64, shown=1, detail=False
-    )
+    measurement: Measurement = Measurement(checkpoints=6, probe=64, finals=64, shown=1, detail=False)
 
     @model_validator(mode="after")
     def _contenders_possible(self) -> Self:
@@ -176,7 +174,7 @@ class Coordination(Variants):
         for name, some in self.on_top(first).items():  # whatever a rival chooses, the cost is the same
             training = some.runs[0].training
             rows[name] = {
-                "updates": self.updates_of(training)[0],
+                "updates": self.updates_of(training),
                 "thousand passes": round(self.passes(training) / 1000),
                 "values to choose from": len(some),
                 "starts from the choice of": self.variants[name].against or "—",

@@ -1,6 +1,6 @@
 """Paper D's protocol as parameters and stages: train from one SFT model, let the end point answer, measure G."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -25,10 +25,11 @@ from preflab.stages.probe import PairsProbe, SamplesProbe
 from preflab.stages.reward import RewardKind, RewardSection, RewardStage
 from preflab.stages.stage import Stage
 from preflab.stages.training import Training, TrainingFromPairs, TrainingFromSamples
-from preflab.statistics import Interval, mean_interval
 from preflab.training.from_pairs import PairTraining
 from preflab.training.from_samples import SampleTraining
 from preflab.training.schedule import batches
+
+IMPLICIT_SEED = 1000  # of the DPO run whose implicit reward PPO gets: no run that is measured has it
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,11 @@ class Dynamics(Experiment):
     def reward_stage(self, kind: RewardKind | None = None) -> RewardStage:
         """One reward for all seeds: the notebook's kind, or another."""
         kind, pairs = kind or self.reward.kind, self.pairs.train_pairs(0)
+        if kind == "implicit":
+            pairs = self.pairs.train_pairs(IMPLICIT_SEED)
+            how = {"lora": self.lora, "method": self.dpo, "loop": self.pair_training}
+            learned = TrainingFromPairs(self.base_model, pairs, IMPLICIT_SEED, **how, order=IMPLICIT_SEED)
+            return RewardStage(self.base_model, kind, pairs, self.max_new_tokens, implicit=learned)
         if kind != "model":
             return RewardStage(self.base_model, kind, pairs, self.max_new_tokens)
         return RewardStage(self.base_model, kind, pairs, self.max_new_tokens, self.reward.training(), self.lora)
@@ -131,7 +137,11 @@ class Dynamics(Experiment):
 
     def planned(self) -> list[Planned]:
         """Every run, the longer ones first."""
-        runs = [self.plan(name, row, seed) for name, row in self.rows().items() for seed in self.seeds]
+        return self.planned_on(self.seeds)
+
+    def planned_on(self, seeds: Sequence[int]) -> list[Planned]:
+        """Every run of these seeds, the longer ones first."""
+        runs = [self.plan(name, row, seed) for name, row in self.rows().items() for seed in seeds]
         return sorted(runs, key=lambda run: run.row.from_pairs)
 
     def plan(self, name: str, row: Variant, seed: int) -> Planned:
@@ -180,19 +190,20 @@ class Dynamics(Experiment):
     def _updates_of(self, pairs: int) -> int:
         return pairs // self.pair_training.batch_size * self.pair_training.epochs
 
-    def updates_of(self, training: Training) -> tuple[int, int]:
-        """Updates of the optimiser in all, and between two measurements."""
+    def updates_of(self, training: Training) -> int:
+        """Updates of the optimiser in all."""
         if isinstance(training, TrainingFromPairs):
             pairs, loop = len(training.pairs.rows()), training.loop
-            schedule = batches(pairs, loop.batch_size, loop.epochs, 0)
-            return len(schedule[: training.updates]), self.measurement.every_updates
-        loop = training.loop
-        return loop.iterations * loop.updates, self.measurement.every_iterations * loop.updates
+            return len(batches(pairs, loop.batch_size, loop.epochs, 0)[: training.updates])
+        return training.loop.iterations * training.loop.updates
 
     def measured_steps(self, training: Training) -> tuple[int, ...]:
-        """The updates after which G is measured: the first is 0, the last the end."""
-        total, every = self.updates_of(training)
-        return tuple(sorted({*range(0, total, every), total}))
+        """The updates after which G is measured: 0, and then evenly in the logarithm of updates (on samples: of
+        iterations) up to the end. Early, when most is learned, they lie close; later, far apart."""
+        unit = 1 if isinstance(training, TrainingFromPairs) else training.loop.updates
+        last = self.updates_of(training) // unit
+        later = np.geomspace(1, last, self.measurement.checkpoints - 1).round().astype(int)
+        return tuple(sorted({0, *(later * unit).tolist()}))
 
     # --- what comes after training
 
@@ -249,7 +260,7 @@ class Dynamics(Experiment):
     def passes(self, training: Training) -> int:
         """What training costs, in forward passes of one sequence: a backward pass and a forward-mode one count two, a
         generated response one. Without the reference's and the reward model's, which are the same for all of a kind."""
-        total, _ = self.updates_of(training)
+        total = self.updates_of(training)
         every = training.live.every if training.live else None
         if isinstance(training, TrainingFromPairs):
             pairs = training.loop.batch_size
@@ -271,61 +282,3 @@ def _share_of(updates: int, budget: float) -> int:
 
 def _looks(steps: int, every: int | None) -> int:
     return -(-steps // every) if every else 0
-
-
-class GDynamics(Dynamics):
-    """02_g_dynamics."""
-
-    pair_training: PairTraining = PairTraining(epochs=2)  # "2 epochs" in the Qwen3 recipe attributed to paper D
-    sample_training: SampleTraining = SampleTraining(iterations=50)
-
-    def by_method(self) -> dict[str, list[Planned]]:
-        """The runs of DPO and those of PPO, in the order of seeds."""
-        runs = self.planned()
-        return {method: [run for run in runs if run.row.method == method] for method in ("dpo", "ppo")}
-
-    def speech(self, answers: Answers) -> dict[str, float]:
-        """How well a policy speaks: its sampled answers, and its D'. What needs the oracle is left out without one."""
-        prompts, eos = self.prompts().messages(), self.base_model.tokenizer().eos_token_id
-        found = {"distinct": len(set(answers.sampled_texts)) / len(answers.sampled_texts)}
-        if self.utility:
-            language = self.pairs.world.language.name
-            found |= {
-                "utility": float(np.mean(rewards.utilities(self.utility, prompts, answers.sampled_texts))),
-                "well-formed": rewards.well_formed(language, prompts, answers.sampled_texts),
-                "D' well-formed": rewards.well_formed(language, prompts, answers.final_texts),
-            }
-        return found | {"D' ended": float(np.mean([ids[-1:] == [eos] for _, ids in answers.final]))}
-
-    def gain(self, before: Answers, after: Answers) -> Interval:
-        """What the oracle's utility of sampled answers gains, prompt by prompt; the interval is over prompts."""
-        prompts = self.prompts().messages()
-        one, other = (rewards.utilities(self.utility, prompts, a.sampled_texts) for a in (before, after))
-        return mean_interval((other - one)[None])
-
-
-LOGGED = {
-    "dpo": {"loss": "loss", "accuracy": "accuracy"},
-    "ppo": {
-        "reward": "score",
-        "oracle's utility": "oracle",
-        "KL, nats a response": "kl",
-        "entropy, nats a token": "entropy",
-        "share of clipped tokens": "clip_share",
-        "values' explained variance": "explained_variance",
-    },
-}  # method: title: name in the log
-
-
-def logged(histories: Mapping[str, Sequence[list[dict]]], oracle: bool) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """What training logged, by title: share of training (entries,), and the curves (runs, entries).
-
-    `histories` holds the logs of each method's runs. Without an oracle nothing can be said of its utility.
-    """
-    panels = {}
-    for method, titles in LOGGED.items():
-        for title, key in titles.items():
-            curves = np.array([[entry[key] for entry in history] for history in histories[method]])
-            if oracle or key != "oracle":
-                panels[f"{method.upper()}: {title}"] = np.linspace(0, 1, curves.shape[1]), curves
-    return panels

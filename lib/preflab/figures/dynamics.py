@@ -20,7 +20,7 @@ COLOURS = {
 }
 STYLES = {"whole": "o-", "positive": "^-", "negative": "v--", "bottom": "v-", "middle": "o-", "top": "^-"}
 WEIGHT = {"dpo": "w", "ppo": "|A|"}
-HEADROOM = 0.25  # of an axis' height, for a legend that covers no curve
+HEADROOM = 0.33  # of an axis' height, for a legend that covers no curve
 
 
 def six_panels(
@@ -50,8 +50,35 @@ def six_panels(
         _legends_above(row)
         row[0].set_ylabel("gradient alignment G")
     for axis in axes[1]:
-        axis.set_xlabel("share of training")
+        _share_of_training(axis, np.concatenate(list(progress.values())))
     return figure
+
+
+def common_mode(progress: Mapping[str, np.ndarray], c: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
+    """Common mode C = (G+ - G-) / 2 and its two sources, one panel a method: c[method][source] is (seeds, steps)."""
+    titles = {"C": "C", "samples": "from whose samples they are", "weights": "from the weights"}
+    looks = {"C": ("0.15", "o-"), "samples": ("#e08e0b", "s--"), "weights": ("#6a4c93", "^-")}
+    figure, axes = plt.subplots(1, len(c), figsize=(8.5, 3.4), layout="constrained", squeeze=False)
+    for axis, (method, x) in zip(axes[0], progress.items(), strict=True):
+        axis.axhline(0, color="0.6", lw=0.8, zorder=0)
+        for source, (colour, line) in looks.items():
+            _curves(axis, x, c[method][source], colour, line, titles[source])
+        axis.set_title(TITLES[method], loc="left", size=10)
+        _share_of_training(axis, x)
+        _legends_above([axis])
+    axes[0, 0].set_ylabel("(G of positive − G of negative) / 2")
+    return figure
+
+
+def _share_of_training(axis: Axes, x: np.ndarray) -> None:
+    """An axis for checkpoints that lie evenly in the logarithm of updates, with 0 at its left end."""
+    first = x[x > 0].min()
+    ticks = [tick for tick in (0, 0.01, 0.03, 0.1, 0.3, 1) if tick == 0 or tick >= first]
+    axis.set_xscale("symlog", linthresh=first, linscale=0.4)
+    axis.set_xlim(-first / 4, 1.15)
+    axis.set_xticks(ticks, [f"{tick:.0%}" for tick in ticks])
+    axis.minorticks_off()
+    axis.set_xlabel("share of training")
 
 
 def inner_epochs(progress: np.ndarray, g: Mapping[str, np.ndarray]) -> Figure:
@@ -67,7 +94,7 @@ def inner_epochs(progress: np.ndarray, g: Mapping[str, np.ndarray]) -> Figure:
         for number, (curves, (line, colour)) in enumerate(zip(epochs, styles, strict=False), start=1):
             _curves(axis, progress, curves, colour, line, f"epoch {number}")
         axis.set_title(f"PPO: {part}", loc="left", size=10)
-        axis.set_xlabel("share of training")
+        _share_of_training(axis, progress)
     _legends_above(axes)
     axes[0].set_ylabel("gradient alignment G")
     return figure
@@ -133,7 +160,7 @@ def layer_map(
                 interpolation="none",
             )
             every = max(1, (len(x) - 1) // 4)
-            axis.set_xticks(range(0, len(x), every), [f"{share:.1f}" for share in x[::every]])
+            axis.set_xticks(range(0, len(x), every), [f"{share:.0%}" for share in x[::every]])
             axis.set_yticks(range(len(places)), places)
             axis.set_title(f"{TITLES[method]}: {component}", loc="left", size=10)
         figure.colorbar(image, ax=row, label=f"G of {TITLES[method]}", pad=0.01)

@@ -43,8 +43,7 @@ if TYPE_CHECKING:
 class Measurement:
     """Section `measurement`: when and on what G is measured."""
 
-    every_updates: Count = 20  # of training on pairs, between two measurements
-    every_iterations: Count = 5  # of training on samples
+    checkpoints: Annotated[Count, Field(ge=4)] = 16  # at most, evenly in the logarithm of updates, or of iterations
     probe: Annotated[Count, Field(ge=6)] = 128  # training pairs, or fresh samples, that G is measured on
     finals: Annotated[Count, Field(ge=2)] = 128  # held-out prompts whose responses by the final policy are D'
     final_temperature: NotNegative = 0.0  # decoding of D': 0 is greedy; choice, not stated
@@ -181,6 +180,7 @@ class _Meter:
                 "total_weight": [float(probe.parts[k].abs().sum()) / probe.n for k in PARTS],
                 "tokens": self._tokens(probe, (s[0] + s[1]) / 2),
                 "inner": [],
+                "nll": self._nll(policy),
             }
         )
         if self.stage.detail:
@@ -189,14 +189,13 @@ class _Meter:
     def _measure_detail(self, step: int, policy: PreTrainedModel, parameters, halves, v: alignment.Gradient) -> None:
         """Layers and cosines; and what the optimiser's next step will be compared with."""
         gradient, by_half = _loss_gradients(self.probe, policy, parameters, self.stage.batch)
-        nll = self._nll(policy)
         self.records[-1] |= {
             "layers": _layers(self.probe, policy, parameters, self.stage.batch, gradient, v),
             "cosine": alignment.cosine(v, gradient),
             "ceilings": [alignment.cosine(*halves), alignment.cosine(*by_half)],
-            "nll": nll,
         }
         here = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+        nll = self.records[-1]["nll"]
         self.before = {"step": step, "v": v, "gradient": gradient, "parameters": here, "nll": nll}
 
     def _gradients(self, policy: PreTrainedModel, parameters) -> list[alignment.Gradient]:

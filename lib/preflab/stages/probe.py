@@ -59,7 +59,9 @@ def parts_of(weights: Weights, trained: torch.Tensor) -> dict[str, torch.Tensor]
     parts |= {
         name: weights.c * mask if known else torch.full_like(weights.c, torch.nan) for name, mask in thirds.items()
     }
-    return parts | {"trained": trained}
+    tokens = weights.c != 0
+    uniform = tokens * (weights.c.abs().sum() / tokens.sum().clamp(min=1))
+    return parts | {"trained": trained, "uniform": uniform}
 
 
 def probe_rows(training: Training, n: int) -> list[int]:

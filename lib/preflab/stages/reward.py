@@ -1,20 +1,25 @@
-"""What methods on samples are rewarded by, standardised: a reward model, the oracle, or verifiable correctness."""
+"""What methods on samples are rewarded by, standardised.
 
+A reward model, the implicit reward of a DPO model, the oracle, or verifiable correctness.
+"""
+
+import copy
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 
 from preflab.generation import sample
-from preflab.models import Lora
+from preflab.models import Lora, load_model, save_model
 from preflab.rewards import (
     Reward,
     Scale,
     correctness_reward,
     flip_labels,
+    implicit_reward,
     load_reward_model,
     model_reward,
     oracle_reward,
@@ -26,16 +31,17 @@ from preflab.training.reward import RewardSettings, train_reward
 
 if TYPE_CHECKING:
     from preflab.stages.data import Pairs
+    from preflab.stages.training import TrainingFromPairs
 
 SCALE_RESPONSES = 256  # of the base model, that standardise a reward
-RewardKind = Literal["model", "oracle", "correct"]
+RewardKind = Literal["model", "implicit", "oracle", "correct"]
 
 
 @settings
 class RewardSection(RewardSettings):
     """Section `reward`: the kind, and the training of a reward model."""
 
-    kind: RewardKind = "model"
+    kind: RewardKind = "model"  # what is below trains a model; `implicit` trains as section `pair_training` says
 
     def training(self) -> RewardSettings:
         values = asdict(self)
@@ -53,10 +59,16 @@ class RewardStage(Stage):
     max_new_tokens: int
     training: RewardSettings | None = None  # None for what is not trained
     lora: Lora | None = None  # likewise
+    implicit: "TrainingFromPairs | None" = None  # the DPO run whose reward it is
 
     def build(self, folder: Path) -> None:
         if self.kind == "model":
             self._train(folder)
+        if self.kind == "implicit":
+            with self.implicit.final_policy() as policy:
+                model = copy.deepcopy(policy)  # whole, with no adapter on a base that others train on
+            model = model.merge_and_unload() if isinstance(model, PeftModel) else model
+            save_model(model, self.base.tokenizer(), folder / "model")
         prompts = self.pairs.rows()["prompt"][:SCALE_RESPONSES]
         how = {"max_new_tokens": self.max_new_tokens, "temperature": 1.0, "seed": 0}
         drawn = sample(self.base.load(), self.base.tokenizer(), prompts, **how)
@@ -82,9 +94,13 @@ class RewardStage(Stage):
             return oracle_reward(self.pairs.of.utility, tokenizer)
         if self.kind == "correct":
             return correctness_reward(self.pairs.of.world.language.name, tokenizer)
-        hardware = self.base.hardware
-        model = load_reward_model(folder / "model", hardware.torch_device, hardware.torch_dtype)
-        return model_reward(model, tokenizer.pad_token_id)
+        device, dtype = self.base.hardware.torch_device, self.base.hardware.torch_dtype
+        if self.kind == "implicit":
+            model, reference = (
+                load_model(place, device, dtype) for place in (str(folder / "model"), self.base.location)
+            )
+            return implicit_reward(model, reference, tokenizer.pad_token_id, self.implicit.method.beta)
+        return model_reward(load_reward_model(folder / "model", device, dtype), tokenizer.pad_token_id)
 
     def load(self) -> Reward:
         """The standardised reward: mean 0 and deviation 1 on the base model's responses."""

@@ -171,6 +171,7 @@ class TrainingFromSamples(Training):
     @contextmanager
     def run(self, watch: Watch, checkpoint: Path | None = None) -> Iterator[Trained]:
         base, tokenizer, utility = self.base.load(), self.base.tokenizer(), self.pairs.of.utility
+        reward = self.reward.load()  # before an adapter is on the base: it may have to train one there itself
         values, policy = self.values(), self.base.fresh_policy(self.lora, self.seed)
         try:
             watch(0, policy, values)
@@ -180,7 +181,7 @@ class TrainingFromSamples(Training):
                 tokenizer,
                 self.pairs.rows()["prompt"],
                 reference_of(policy, base),
-                self.reward.load(),
+                reward,
                 self.method,
                 self.loop,
                 max_new_tokens=self.max_new_tokens,

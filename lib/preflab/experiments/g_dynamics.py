@@ -1,0 +1,138 @@
+"""02_g_dynamics: G along training, and the gates that it must pass before its seeds decide."""
+
+from collections.abc import Mapping, Sequence
+from typing import Self
+
+import numpy as np
+from pydantic import model_validator
+
+from preflab import gates, rewards
+from preflab.errors import BadInput
+from preflab.experiments.dynamics import Dynamics, Planned
+from preflab.gates import Gate
+from preflab.methods.ppo import PPO
+from preflab.settings import Seed
+from preflab.stages.alignment import Measurement
+from preflab.stages.answers import Answers
+from preflab.stages.base import BaseSettings
+from preflab.stages.reward import RewardSection
+from preflab.stages.stage import Job
+from preflab.statistics import Interval, mean_interval
+from preflab.training.from_pairs import PairTraining
+from preflab.training.from_samples import SampleTraining
+from preflab.training.sft import SFTSettings
+
+
+class GDynamics(Dynamics):
+    """02_g_dynamics. On `tuning_seeds` the experiment was tuned; they decide nothing. If a gate is not met on them, the
+    seeds that decide are not run, unless `beyond_gates` says so."""
+
+    tuning_seeds: list[Seed]
+    beyond_gates: bool
+    base: BaseSettings = BaseSettings(  # of two layers, which have to speak a language of longer answers
+        architecture="llama", layers=2, context=112, sft=SFTSettings(steps=400, batch_size=32, learning_rate=1e-2)
+    )
+    ppo: PPO = PPO(kl_coefficient=0.1)
+    pair_training: PairTraining = PairTraining(learning_rate=3e-4)
+    sample_training: SampleTraining = SampleTraining(iterations=20, learning_rate=2e-4)
+    reward: RewardSection = RewardSection(kind="implicit")
+    measurement: Measurement = Measurement(checkpoints=9, probe=96, finals=96)
+
+    @model_validator(mode="after")
+    def _seeds_apart(self) -> Self:
+        if both := sorted(set(self.seeds) & set(self.tuning_seeds)):
+            raise ValueError(f"tuning_seeds={self.tuning_seeds}: expected none of the seeds that decide, {both}")
+        return self
+
+    def jobs_on(self, seeds: Sequence[int]) -> list[Job]:
+        """What has to be trained and measured of these seeds."""
+        runs = self.planned_on(seeds)
+        return [Job(str(run), (self.alignment(run.training), self.answers_stage(run.training))) for run in runs]
+
+    def gates_on(self, seeds: Sequence[int]) -> list[Gate]:
+        """The gates, at the worst of the runs of these seeds."""
+        runs = [self._gated(run) for run in self.planned_on(seeds)]
+        before = self.answers_stage(None).load()
+        reward = implicit = None
+        if self.reward.kind in ("model", "implicit"):
+            margins = self.reward_stage().margins(self.pairs.test_pairs)
+            reward = float((margins > 0).mean())
+            implicit = float(np.mean([self._implicit(run) for run in self.planned_on(seeds) if run.row.from_pairs]))
+        return gates.gates(runs, float(-before.log_probs.mean()), reward, implicit)
+
+    def _gated(self, run: Planned) -> gates.Run:
+        found, answers = self.alignment(run.training).load(), self.answers_stage(run.training).load()
+        tokens = np.mean([len(response) for _, response in answers.sampled])
+        speech = self.speech(answers)
+        return gates.Run(
+            found.progress,
+            found.nll,
+            found.g[:, 0],
+            found.noise()[:, 0],
+            answers.final_texts,
+            float(answers.kl / tokens),
+            speech.get("well-formed"),
+        )
+
+    def _implicit(self, run: Planned) -> float:
+        """Accuracy of DPO's margins on held-out pairs, at the end of a run."""
+        held_out = self.alignment(run.training).load().held_out  # (steps, sides, pairs)
+        change = held_out[-1] - held_out[0]
+        return float((change[0] > change[1]).mean())
+
+    def check_gates(self, found: Sequence[Gate]) -> None:
+        """Raises BadInput if a gate is not met on the tuning seeds, and nothing allows to go beyond it."""
+        shut = [f"{gate.name} {gate.measured:.3g}, needed {gate.needed}" for gate in found if not gate.met]
+        if shut and not self.beyond_gates:
+            raise BadInput(f"gates: {'; '.join(shut)}; beyond_gates: true runs the seeds all the same")
+
+    def by_method(self) -> dict[str, list[Planned]]:
+        """The runs of DPO and those of PPO, in the order of seeds."""
+        runs = self.planned()
+        return {method: [run for run in runs if run.row.method == method] for method in ("dpo", "ppo")}
+
+    def speech(self, answers: Answers) -> dict[str, float]:
+        """How well a policy speaks: its sampled answers, and its D'. What needs the oracle is left out without one."""
+        prompts, eos = self.prompts().messages(), self.base_model.tokenizer().eos_token_id
+        found = {"distinct": len(set(answers.sampled_texts)) / len(answers.sampled_texts)}
+        if self.utility:
+            language = self.pairs.world.language.name
+            found |= {
+                "utility": float(np.mean(rewards.utilities(self.utility, prompts, answers.sampled_texts))),
+                "well-formed": rewards.well_formed(language, prompts, answers.sampled_texts),
+                "D' well-formed": rewards.well_formed(language, prompts, answers.final_texts),
+            }
+        return found | {"D' ended": float(np.mean([ids[-1:] == [eos] for _, ids in answers.final]))}
+
+    def gain(self, before: Answers, after: Answers) -> Interval:
+        """What the oracle's utility of sampled answers gains, prompt by prompt; the interval is over prompts."""
+        prompts = self.prompts().messages()
+        one, other = (rewards.utilities(self.utility, prompts, a.sampled_texts) for a in (before, after))
+        return mean_interval((other - one)[None])
+
+
+LOGGED = {
+    "dpo": {"loss": "loss", "accuracy": "accuracy"},
+    "ppo": {
+        "reward": "score",
+        "oracle's utility": "oracle",
+        "KL, nats a response": "kl",
+        "entropy, nats a token": "entropy",
+        "share of clipped tokens": "clip_share",
+        "values' explained variance": "explained_variance",
+    },
+}  # method: title: name in the log
+
+
+def logged(histories: Mapping[str, Sequence[list[dict]]], oracle: bool) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """What training logged, by title: share of training (entries,), and the curves (runs, entries).
+
+    `histories` holds the logs of each method's runs. Without an oracle nothing can be said of its utility.
+    """
+    panels = {}
+    for method, titles in LOGGED.items():
+        for title, key in titles.items():
+            curves = np.array([[entry[key] for entry in history] for history in histories[method]])
+            if oracle or key != "oracle":
+                panels[f"{method.upper()}: {title}"] = np.linspace(0, 1, curves.shape[1]), curves
+    return panels
