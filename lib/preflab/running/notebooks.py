@@ -35,6 +35,10 @@ LANGUAGE = {  # what JupyterLab writes: saving an untouched notebook then change
     "pygments_lexer": "ipython3",
 }
 OUT_OF_MEMORY = ("MemoryError", "OutOfMemoryError")  # also NumPy's _ArrayMemoryError
+KILLED = {
+    "DeadKernelError": "the notebook's process was killed; out of memory?",
+    "BrokenProcessPool": "a worker process was killed; out of memory?",
+}
 CLAIM = ("id", "statement", "value", "interval", "verdict")
 logging.getLogger("papermill").setLevel(logging.CRITICAL)  # it tells of what is raised too
 
@@ -86,7 +90,7 @@ def execute(
         except RuntimeError as error:
             if "Kernel died" not in str(error):  # DeadKernelError, or a plain one before the kernel's first answer
                 raise
-            _explain("DeadKernelError", "the notebook's process was killed; out of memory?", output, folder)
+            _explain("DeadKernelError", str(error), output, folder)
         made = made_in(workspace)
         made.mkdir(exist_ok=True)  # a notebook without a run has made nothing
         os.replace(output, made / "notebook.ipynb")
@@ -219,7 +223,7 @@ def _explain(ename: str, evalue: str, output: Path, folder: Path) -> None:
     """Raise what an error in a cell means here."""
     if ename == "BadInput":
         raise BadInput(evalue) from None
-    first = (evalue.strip().splitlines() or [""])[0]
+    first = KILLED.get(ename) or (evalue.strip().splitlines() or [""])[0]
     if fault := disk_fault(evalue):
         raise BadInput(fault) from None
     if ename.endswith(OUT_OF_MEMORY) or "can't allocate memory" in evalue:  # torch's own on a CPU
