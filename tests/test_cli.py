@@ -467,12 +467,14 @@ def test_out_of_memory_is_one_line(project):
 
 def test_a_killed_kernel_is_one_line_and_leaves_nothing_half_made(project):
     project.body(
-        "import os, pathlib, signal\nfrom preflab.running.records import staging_of\n"
+        "import os, pathlib, signal, sys\nfrom preflab.running.records import staging_of\nprint(sys.argv)\n"
         f"staging_of(pathlib.Path({str(project.results)!r}, profile, name), os.getpid()).mkdir()",
         "os.kill(os.getpid(), signal.SIGKILL)",
     )
     assert "out of memory?" in one_error(project.run(), code=1)
     assert project.files() == [f"quick/{NAME}.failed.ipynb"]
+    told = nbformat.read(project.results / "quick" / f"{NAME}.failed.ipynb", as_version=4).cells[-2].outputs[0].text
+    assert f"{project.results}/quick/.{NAME}." in told  # the file with its ports, which goes with that folder
 
 
 def test_a_kernel_that_is_killed_before_it_answers_is_one_line(project, monkeypatch):
@@ -505,13 +507,17 @@ def test_a_stopped_run_leaves_nothing_and_no_process(project, sent, code):
     wait_until(lambda: not any(running(int(pid)) for pid in pids.read_text().split()))
 
 
-def test_a_run_under_nohup_outlives_its_terminal_and_its_kernels_file_lies_in_its_folder(project):
-    """What tells a kernel its ports goes with the folder, not to the system's, where a killed run would leave it."""
-    project.body("import os, signal, sys; os.kill(os.getppid(), signal.SIGHUP); print(sys.argv)")
-    words = ["nohup", sys.executable, "-c", COMMAND, "run", NAME, "--profile", "quick"]
-    done = subprocess.run(words, cwd=project.root, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert f"{project.results}/quick/.{NAME}." in project.printed()
+def test_under_nohup_a_closed_terminal_ends_nothing(project):
+    kept = {ending: signal.getsignal(ending) for ending in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)}
+    try:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+        assert project.call("cache", "check").exit_code == 0
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        assert callable(signal.getsignal(signal.SIGQUIT))
+    finally:
+        for ending, handler in kept.items():
+            signal.signal(ending, handler)
 
 
 def wait_until(condition, seconds=60):
