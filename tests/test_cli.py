@@ -439,7 +439,9 @@ def test_bad_input_inside_a_notebook_is_one_line_and_leaves_what_was_there(proje
     earlier.mkdir(parents=True)
     project.body(
         "from preflab.experiments.sequential import Sequential\nfrom preflab.running.run import Run\n"
-        "run = Run(Sequential.from_notebook(globals()))\n(run.staging / 'half').touch()",
+        "run = Run(Sequential.from_notebook(globals()))\n(run.staging / 'half').touch()\n"
+        "import atexit, logging, os\n"  # asyncio tells of tasks that the end of a kernel destroys
+        "atexit.register(lambda: logging.getLogger('asyncio').isEnabledFor(logging.ERROR) and os.write(2, b'a task'))",
         "from preflab.errors import BadInput\nraise BadInput('data.jsonl: row 3: missing column')",
     )
     stdout, stderr = (process := project.start("run", NAME, "--profile", "quick")).communicate()

@@ -39,6 +39,7 @@ KILLED = {
     "DeadKernelError": "the notebook's process was killed; out of memory?",
     "BrokenProcessPool": "a worker process was killed; out of memory?",
 }
+HUSH = "__import__('logging').getLogger('asyncio').setLevel(50)"  # it tells of tasks that a kernel's end destroys
 CLAIM = ("id", "statement", "value", "interval", "verdict")
 logging.getLogger("papermill").setLevel(logging.CRITICAL)  # it tells of what is raised too
 
@@ -140,7 +141,7 @@ def _alive(process: str) -> bool:
 
 def _kernel(folder: Path) -> type[AsyncKernelManager]:
     """Kernels of this very interpreter, whatever kernelspecs are installed; all that starts one lies in `folder`."""
-    write_kernel_spec(folder / "python3", None, ["--log-level=CRITICAL"])
+    write_kernel_spec(folder / "python3", None, ["--log-level=CRITICAL", f"--IPKernelApp.exec_lines={HUSH}"])
     specs = KernelSpecManager(kernel_dirs=[str(folder)])
 
     class Kernel(AsyncKernelManager):
