@@ -395,6 +395,12 @@ def test_every_librarys_lack_of_memory_is_one(ename, evalue, tmp_path):
         notebooks._explain(ename, evalue, tmp_path / "output.ipynb", tmp_path / "results")
 
 
+def test_a_killed_worker_is_told_in_plain_words(tmp_path):
+    (tmp_path / "output.ipynb").touch()
+    with pytest.raises(notebooks.NotebookFailed, match=r"^BrokenProcessPool: a worker process was killed; out of mem"):
+        notebooks._explain("BrokenProcessPool", "A process in the", tmp_path / "output.ipynb", tmp_path / "results")
+
+
 def results_of_before(checkout):
     folder = checkout / "results" / "default" / FIRST
     folder.mkdir(parents=True)

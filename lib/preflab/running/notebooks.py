@@ -35,6 +35,11 @@ LANGUAGE = {  # what JupyterLab writes: saving an untouched notebook then change
     "pygments_lexer": "ipython3",
 }
 OUT_OF_MEMORY = ("MemoryError", "OutOfMemoryError")  # also NumPy's _ArrayMemoryError
+KILLED = {
+    "DeadKernelError": "the notebook's process was killed; out of memory?",
+    "BrokenProcessPool": "a worker process was killed; out of memory?",
+}
+HUSH = "__import__('logging').getLogger('asyncio').setLevel(50)"  # it tells of tasks that a kernel's end destroys
 CLAIM = ("id", "statement", "value", "interval", "verdict")
 logging.getLogger("papermill").setLevel(logging.CRITICAL)  # it tells of what is raised too
 
@@ -86,7 +91,7 @@ def execute(
         except RuntimeError as error:
             if "Kernel died" not in str(error):  # DeadKernelError, or a plain one before the kernel's first answer
                 raise
-            _explain("DeadKernelError", "the notebook's process was killed; out of memory?", output, folder)
+            _explain("DeadKernelError", str(error), output, folder)
         made = made_in(workspace)
         made.mkdir(exist_ok=True)  # a notebook without a run has made nothing
         os.replace(output, made / "notebook.ipynb")
@@ -136,7 +141,7 @@ def _alive(process: str) -> bool:
 
 def _kernel(folder: Path) -> type[AsyncKernelManager]:
     """Kernels of this very interpreter, whatever kernelspecs are installed; all that starts one lies in `folder`."""
-    write_kernel_spec(folder / "python3", None, ["--log-level=CRITICAL"])
+    write_kernel_spec(folder / "python3", None, ["--log-level=CRITICAL", f"--IPKernelApp.exec_lines={HUSH}"])
     specs = KernelSpecManager(kernel_dirs=[str(folder)])
 
     class Kernel(AsyncKernelManager):
@@ -219,7 +224,7 @@ def _explain(ename: str, evalue: str, output: Path, folder: Path) -> None:
     """Raise what an error in a cell means here."""
     if ename == "BadInput":
         raise BadInput(evalue) from None
-    first = (evalue.strip().splitlines() or [""])[0]
+    first = KILLED.get(ename) or (evalue.strip().splitlines() or [""])[0]
     if fault := disk_fault(evalue):
         raise BadInput(fault) from None
     if ename.endswith(OUT_OF_MEMORY) or "can't allocate memory" in evalue:  # torch's own on a CPU

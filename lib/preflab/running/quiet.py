@@ -12,6 +12,7 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=UserWarning)
     os.environ["TQDM_DISABLE"] = "1"  # TRL's
+    os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker")  # it clears up after a killed run, and says so
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # else tokenizers warn of every process that is started
     datasets.disable_progress_bars()
     transformers.logging.set_verbosity_error()
