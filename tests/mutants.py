@@ -66,9 +66,9 @@ TESTS = {  # module: the test files that concern it, the closest first
     "methods/*.py": "methods from_pairs from_samples rules stages parameters",
     "rewards.py": "rewards coordination from_samples stages",
     "rules.py": "rules coordination from_samples",
-    "stages/alignment.py": "dynamics stages identity",
+    "stages/alignment.py": "dynamics stages parameters identity",
     "stages/answers.py": "stages coordination dynamics",
-    "stages/base.py": "bases stages identity",
+    "stages/base.py": "bases stages parameters identity",
     "stages/given.py": "pretrained identity",
     "stages/*.py": "stages dynamics identity",
     "statistics.py": "statistics margins claims claims_dynamics",
@@ -77,7 +77,7 @@ TESTS = {  # module: the test files that concern it, the closest first
     "training/reward.py": "rewards stages parameters",
     "training/sft.py": "sft bases parameters",
     "training/trl.py": "sft rewards",
-    "training/*.py": "from_pairs from_samples stages",
+    "training/*.py": "from_pairs from_samples stages parameters",
     "weightings.py": "rules methods from_pairs from_samples alignment",
 }
 
