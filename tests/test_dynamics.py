@@ -268,6 +268,18 @@ def test_finals_are_answers_to_prompts_never_trained_on():
     assert answers != p.answers_stage(None).load()
 
 
+def test_halves_of_an_odd_number_of_finals_are_of_equal_size():
+    """The seventh answer is left out: else the mean of the halves would not be that of the whole."""
+    p = parameters(measurement={"finals": 7})
+    nll = measured_of(p, "dpo").nll[-1]
+    run, pad = training(p, "dpo"), p.base_model.tokenizer().pad_token_id
+    final = p.answers_stage(run).load().final
+    with run.final_policy() as policy, torch.no_grad():
+        sums = -token_log_probs(policy, collate_responses(final, pad, policy.device)).sum(1)
+    assert len(final) == 7 and nll == pytest.approx(float(sums[:6].mean()), rel=1e-9)
+    assert nll != pytest.approx(float(sums.mean()), rel=1e-6)
+
+
 def test_held_out_prompts_come_once_and_must_be_enough(monkeypatch):
     p = parameters()
     test = p.pairs.test_pairs.rows()

@@ -3,7 +3,7 @@
 import copy
 import json
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -18,6 +18,7 @@ from preflab.errors import BadInput
 from preflab.likelihood import PairLogProbs, collate, pair_log_probs, token_log_probs
 from preflab.margins import accuracy, dpo_margin, policy_margin
 from preflab.methods.dpo import DPO
+from preflab.methods.method import PairMethod, Weighted
 from preflab.training import from_pairs
 from preflab.training.from_pairs import PairTraining, train_on_pairs
 from preflab.training.schedule import batches, lr_factor
@@ -114,6 +115,22 @@ def test_against_itself_the_loss_is_ln_2(make_model, make_rows, tokenizer, train
     first = train(model, rows, reference, replace(SETTINGS, epochs=1))[0]
     assert first.loss == pytest.approx(math.log(2), abs=1e-7) and first.margin == pytest.approx(0, abs=1e-6)
     assert first.grad_norm > 0.01
+
+
+@dataclass(frozen=True)
+class Told(PairMethod):
+    """Margins that are given; nothing is learnt."""
+
+    margins: tuple[float, ...]
+
+    def weigh(self, log_ratios, completion_mask):
+        margins = torch.tensor(self.margins, dtype=log_ratios.dtype)
+        return Weighted(torch.zeros_like(completion_mask, dtype=log_ratios.dtype), 2 - margins, margins)
+
+
+def test_a_pair_with_a_margin_of_0_is_not_right(setup, train):
+    (log,) = train(*setup(), replace(SETTINGS, epochs=1), Told((1.0, 0.0, 0.0, -2.0, 0.5, -0.1, 0.0, 3.0)))
+    assert (log.accuracy, log.margin, log.loss) == pytest.approx((3 / 8, 2.4 / 8, 2 - 2.4 / 8))
 
 
 def test_the_surrogate_does_not_differentiate_c():

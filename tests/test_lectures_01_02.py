@@ -210,6 +210,10 @@ def a_run(scale):
 RUNS = [a_run(1), a_run(2)]
 
 
+def test_progress_is_the_share_of_all_updates():
+    assert replace(RUNS[0], steps=np.array([0, 3, 12])).progress.tolist() == [0, 0.25, 1]
+
+
 def test_components_are_stacked_by_run():
     g = measured.g_by_component(RUNS)
     assert list(g) == list(COMPONENTS)

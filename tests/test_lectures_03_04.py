@@ -176,6 +176,14 @@ def test_budgets_are_known_before_anything_trains_and_equal():
         assert budgets[name]["thousand passes"] <= budgets[rival]["thousand passes"]
 
 
+def test_a_budget_is_told_of_the_first_value():
+    """Where values cost unequally, as with a trunk for the value head and without."""
+    sweep = [{"own_value_trunk": True}, {"own_value_trunk": False}]
+    p = parameters("04", variants={"PPO": {"method": "ppo", "sweep": sweep}})
+    first, *_, last = (round(p.passes(run.training) / 1000) for run in p.plain_candidates()["PPO"].runs)
+    assert p.budgets()["PPO"]["thousand passes"] == first > last
+
+
 def test_rows_that_are_drawn_and_the_rewards_that_are_needed():
     p = parameters("04")
     assert p.scheduled == ["DPO", "cDPO", "cDPO, adaptive", "PPO"] and p.verified == ["GRPO, correctness"]

@@ -38,7 +38,9 @@ def test_margins_by_hand():
 
 
 def test_accuracy_counts_what_is_above_zero():
-    assert accuracy(np.array([[1.0, 0.0, -1.0, 2.0], [0.0, 0.0, 0.0, 3.0]])).tolist() == [0.5, 0.25]
+    margins = np.array([[1.0, 0.0, -1.0, 2.0], [0.0, 0.0, 0.0, 3.0]])
+    assert accuracy(margins).tolist() == [0.5, 0.25]
+    assert accuracy(np.array([margins, 1 - margins, margins])).tolist() == [[0.5, 0.25], [0.5, 0.75], [0.5, 0.25]]
 
 
 def test_transitions_by_hand():

@@ -1,7 +1,7 @@
 """Every method: its c against autograd of its printed loss, against TRL's, and by hand."""
 
 import math
-from dataclasses import replace
+from dataclasses import MISSING, fields, replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -99,6 +99,23 @@ PRINTED = {  # of every method on pairs: a value, its loss as printed, and wheth
 def test_every_method_on_pairs_has_its_printed_loss_here():
     assert set(PRINTED) == {name for name, kind in METHODS.items() if issubclass(kind, PairMethod)}
     assert all(isinstance(method, METHODS[name]) for name, (method, *_) in PRINTED.items())
+
+
+PULL = {"beta": 0.1}
+SAMPLED = {"clip": 0.2, "kl_coefficient": 0.05, "kl_target": None, "missing_eos_penalty": 1.0}
+VALUES = {"value_clip": 0.2, "value_coefficient": 0.1, "own_value_trunk": True, "gamma": 1.0, "gae_lambda": 0.95}
+DEFAULTS = {  # what a row that gives no arguments trains with
+    **dict.fromkeys(("dpo", "conservative_dpo", "dpo_sft", "ipo", "simpo", "kto"), PULL),
+    "dpop": PULL | {"penalty": 5.0},
+    "orpo": {"weight": 0.1},
+    "ppo": SAMPLED | VALUES,
+    **dict.fromkeys(("grpo", "rloo"), SAMPLED | {"group_size": 4}),
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_defaults_of_a_method_stay(name):
+    assert {f.name: f.default for f in fields(METHODS[name]) if f.default is not MISSING} == DEFAULTS[name]
 
 
 @pytest.mark.parametrize("shift", [0.0, 4.0, -4.0])
@@ -478,16 +495,16 @@ def test_padding_of_a_batch_changes_nothing_of_a_sample(name):
 def test_every_method_on_samples_clips_as_ppo_does(name):
     """c = r A, and nothing where r has gone where A wants it by more than the clip; the loss is PPO's, by autograd."""
     method = replace(WORKED[name][0], clip=0.3)
-    log_probs = torch.tensor([[0.5, 0.5, -0.5, -0.5, 0.25, 9.0]], dtype=torch.float64, requires_grad=True)
-    advantages = torch.tensor([[1.0, -1.0, 1.0, -1.0, 2.0, 5.0]], dtype=torch.float64)
-    mask = torch.tensor([[1, 1, 1, 1, 1, 0]])
+    log_probs = torch.tensor([[0.5, 0.5, -0.5, -0.5, 0.25, 0.5, -0.5, 9.0]], dtype=torch.float64, requires_grad=True)
+    advantages = torch.tensor([[1.0, -1.0, 1.0, -1.0, 2.0, 0.0, 0.0, 5.0]], dtype=torch.float64)
+    mask = torch.tensor([[1, 1, 1, 1, 1, 1, 1, 0]])
     c, loss, clipped = method.clipped_weighting(log_probs, torch.zeros_like(advantages), advantages, mask)
     ratio = log_probs.exp()
     expected = -torch.min(ratio * advantages, ratio.clamp(0.7, 1.3) * advantages) * mask
     (gradient,) = torch.autograd.grad(expected.sum(), log_probs)
     torch.testing.assert_close(c, -gradient)
     torch.testing.assert_close(loss, expected)
-    assert clipped.tolist() == [[True, False, False, True, False, False]] and not c.requires_grad
+    assert clipped.tolist() == [[True, False, False, True, *[False] * 4]] and not c.requires_grad
 
 
 def advantages(kind, scores, size, **own):

@@ -135,6 +135,7 @@ def test_tertiles_of_pairs_are_of_both_sides_and_those_of_ppo_of_tokens():
     w = samples_with(1.0, -2.0, 3.0, 0.0)
     assert rules.OnlyTertile(which="middle")(w).tolist() == [[0, -2, 0, 0]]
     assert rules.WithoutTertile(which="top")(w).tolist() == [[1, -2, 0, 0]]
+    assert rules.OnlyTertile(which="top")(samples_with(0.0, 0.0)).tolist() == [[0, 0]]  # nobody said anything
 
 
 def test_schedules():
