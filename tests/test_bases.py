@@ -121,11 +121,11 @@ def test_a_fresh_policy_is_an_adapter_on_the_base_or_a_copy_of_it_and_the_base_s
 
 def test_a_base_of_a_world_speaks_its_language(cache):
     base = {"hidden_size": 16, "layers": 1, "heads": 2, "sft": {"steps": 60, "batch_size": 16, "learning_rate": 1e-2}}
-    p = resolve(NOTEBOOK, {"base": base}, "test")
+    p = resolve(NOTEBOOK, {"base": base, "source": "world:conflict"}, "test")
     found = spoken(p.base_model, 16, 64)
     assert found == spoken(p.base_model, 16, 64)
     assert 0 < found["well-formed"] < 1 and found["distinct"] > 0.5 and found["faults"] > 0
-    other = resolve(NOTEBOOK, {"base": base | {"seed": 1}}, "test").base_model
+    other = resolve(NOTEBOOK, {"base": base | {"seed": 1}, "source": "world:conflict"}, "test").base_model
     ours, theirs = p.base_model.load(), other.load()
     assert any((a != b).any() for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
 
