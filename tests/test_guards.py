@@ -11,7 +11,10 @@ import preflab
 
 LIB = Path(preflab.__file__).parent
 MODULES = sorted(path.relative_to(LIB) for path in LIB.rglob("*.py") if "figures" not in path.parts)
-SHORTEST = {"likelihood.py": 1}  # what two lists of tokens begin with
+SHORTEST = {  # zips that end with the shorter list
+    "likelihood.py": 1,  # what two lists of tokens begin with
+    "data/worlds/guides/grammar.py": 1,  # as many ordinals as there are steps
+}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=str)
