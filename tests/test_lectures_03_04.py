@@ -223,7 +223,9 @@ def contest(monkeypatch):
     """Notebook 04 with judged rows: of sampled answers DPO loses every prompt to cDPO, and wins every one against
     adaptive cDPO; of greedy answers all are ties but one of cDPO's."""
     p = parameters("04")
-    monkeypatch.setattr("preflab.experiments.coordination.rewards.correct", lambda prompts, texts: np.array([1.0, 0.0]))
+    monkeypatch.setattr(
+        "preflab.experiments.coordination.rewards.correct", lambda language, prompts, texts: np.array([1.0, 0.0])
+    )
     score = {"cDPO": 3, "cDPO, adaptive": 1}
     scores = {name: [[score.get(name, 2)] * 2] * 2 for name in p.variants}
     greedy = {name: [[2, 2], [2, 2 + (name == "cDPO")]] for name in p.variants}
@@ -233,7 +235,7 @@ def contest(monkeypatch):
 def test_rows_are_compared_with_their_rivals_at_a_level_for_all_of_them(contest):
     p, some = contest
     rows = p.compared(some, judged([2, 2]))
-    assert rows["DPO"]["against the rival − ½"] is None and rows["DPO"]["right tool"] == 0.5
+    assert rows["DPO"]["against the rival − ½"] is None and rows["DPO"]["right answer"] == 0.5
     assert rows["cDPO"]["against the rival − ½"].value == 0.5 and rows["cDPO"]["the same, greedy"].value == 0.125
     assert rows["hPPO"]["the same, greedy"] == win_change(np.full((2, 2), 0.5), corrected(3))
     assert p.adaptive_against_static(some)["cDPO, adaptive / cDPO"].tolist() == [[0, 0], [0, 0]]

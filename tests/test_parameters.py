@@ -72,10 +72,10 @@ def test_a_section_is_laid_over_its_defaults_at_any_depth():
 
 
 def test_a_notebooks_own_defaults_of_a_section_are_what_it_is_laid_over():
-    """Paper S has beta 0.3, paper D's recipe two epochs: sections of their classes, not of the settings."""
+    """Paper S has beta 0.3, the longer language of 02 a KL coefficient of 0.1: of their classes alone."""
     assert resolve(NOTEBOOK, {"dpo": {}}, "x").dpo.beta == 0.3
-    p = resolve(SOURCES / "02_g_dynamics.py", {"pair_training": {"batch_size": 8}}, "x")
-    assert (p.pair_training.epochs, p.pair_training.batch_size) == (2, 8)
+    p = resolve(SOURCES / "02_g_dynamics.py", {"ppo": {"clip": 0.3}}, "x")
+    assert (p.ppo.kl_coefficient, p.ppo.clip) == (0.1, 0.3)
 
 
 def test_a_section_may_be_given_as_settings():
@@ -390,7 +390,7 @@ def what(row):
         ({"rule": "plain"}, r"variants\.x\.method: missing$"),
         ({"method": "dpo", "until": 0.0}, r"variants\.x\.until=0.0: input should be greater than 0"),
         ({"method": "dpo", "untill": 0.5}, r"variants\.x\.untill=0.5: no such parameter$"),
-        ({"method": "dpo", "reward": "oracel"}, r"variants\.x\.reward='oracel': input should be 'model', 'oracle'"),
+        ({"method": "dpo", "reward": "oracel"}, r"variants\.x\.reward='oracel': input should be 'model', 'implicit'"),
         ({"method": "dpo", "sweep": []}, r"variants\.x\.sweep=\[\]: list should have at least 1 item"),
         ({"method": "dpo", "sweep": [{"bet": 1.0}]}, r"variants\.x: bet=1.0: no such argument, expected one of"),
         ("dpo", r"variants\.x='dpo': input should be a valid dictionary"),
