@@ -190,6 +190,8 @@ def test_where_a_pattern_is_there_its_opposite_is_not_found():
 
 def test_power_grows_with_seeds_and_falls_with_spread():
     half = Truth((0.3, 0.3, 0.3), (0.05, 0.05, 0.05))
-    few, many = (power(dpo_stays_positive, half, REPRODUCED, between=0.2, within=0.2, seeds=n) for n in (3, 8))
-    wide = power(dpo_stays_positive, half, REPRODUCED, between=0.6, within=0.2, seeds=8)
+    few, many = (
+        power(dpo_stays_positive, half, REPRODUCED, between=0.2, within=0.2, seeds=n, runs=250) for n in (3, 8)
+    )
+    wide = power(dpo_stays_positive, half, REPRODUCED, between=0.6, within=0.2, seeds=8, runs=250)
     assert few < many and wide < many
