@@ -22,7 +22,7 @@ from checkouts import NAMES, checkout
 PROC = Path("/proc")
 SEED, KILLS = 0, 30
 LONGEST_RUN = 900  # seconds; a smoke run takes 20, and on a machine that is busy with other things far longer
-LONGEST_END = 180  # until a run whose kernel or worker was killed has ended, or all of a killed run is gone
+LONGEST_END = 600  # until a run whose kernel or worker was killed has ended, or all of a killed run is gone
 ENDINGS = [signal.SIGHUP, signal.SIGQUIT]  # beside SIGKILL
 MARK = "SOAK_CHECKOUT"  # an environment variable, by which all processes of a run are known
 
