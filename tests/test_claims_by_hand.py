@@ -32,6 +32,12 @@ def over_two(one, other):
     return mean, mean - T_OF_2 * error, mean + T_OF_2 * error
 
 
+def cut(interval, bound):
+    """A statistic that ends at ±bound has no interval beyond."""
+    value, low, high = interval
+    return value, max(low, -bound), min(high, bound)
+
+
 def found(claim):
     return claim.value, *claim.interval
 
@@ -52,16 +58,19 @@ TERTILES = {  # sums: top - bottom 4 and -3; all |G| 20 and 12
 }
 
 
-def test_d1_is_the_share_of_measurements_above_zero():
-    whole = [[1.0, -2.0, 3.0, 0.0, 5.0], [1.0, 0.1, 2.0, 7.0, -1.0]]  # none of 0
-    assert found(dynamics.dpo_stays_positive(curves(whole=whole))) == pytest.approx(over_two(3 / 5, 4 / 5))
+def test_d1_is_the_least_third_of_g_over_its_parts():
+    """Five steps: thirds of two, two and one. Means 0.75, 1/3 and 0.625."""
+    positive, negative = np.array([[[1, 2, 3, 0, 5], [2, 0, 1, 1, 1]], [[0, -1, 1, 1, -3], [0, 2, -1, -3, 1]]])
+    c = curves(whole=positive + negative, positive=positive, negative=negative)
+    assert [c.share("whole", t).tolist() for t in (0, 2)] == [[2 / 4, 4 / 4], [2 / 8, 2 / 2]]
+    assert found(dynamics.dpo_stays_positive(c)) == pytest.approx(cut(over_two(5 / 5, -2 / 6), 1))
 
 
 def test_d2_is_g_over_what_its_parts_amount_to():
     given = {"positive": [[3, -1, 2], [2, 4, 0]], "negative": [[-1, 0, -4], [1, -2, 1]]}
     whole = [[2, -1, -2], [3, 2, 1]]
     claim = dynamics.ppo_near_zero(curves(whole=whole, **given))
-    assert found(claim) == pytest.approx(over_two(-1 / 11, 6 / 10))
+    assert found(claim) == pytest.approx(cut(over_two(-1 / 11, 6 / 10), 1))
 
 
 def test_d3_is_the_change_from_the_first_third_to_the_last():
@@ -72,13 +81,13 @@ def test_d3_is_the_change_from_the_first_third_to_the_last():
     c = curves(positive=positive, negative=negative)
     assert c.dominance(0) == pytest.approx(early) and c.dominance(2) == pytest.approx(late)
     claim = dynamics.roles_cross(c)
-    assert found(claim) == pytest.approx(over_two(late[0] - early[0], late[1] - early[1]))
+    assert found(claim) == pytest.approx(cut(over_two(late[0] - early[0], late[1] - early[1]), 2))
 
 
 def test_d4_and_d6_are_the_separation_of_tertiles():
     c = curves(**TERTILES, weight=[[2, 9, 1], [4, 9, 3]])
     for claim in (dynamics.weight_shrinks_and_tertiles_overlap(c), dynamics.tertiles_distinct(c)):
-        assert found(claim) == pytest.approx(over_two(4 / 20, -3 / 12))
+        assert found(claim) == pytest.approx(cut(over_two(4 / 20, -3 / 12), 1))
 
 
 def test_d4_looks_at_the_first_weight_and_the_last(monkeypatch):
@@ -88,9 +97,10 @@ def test_d4_looks_at_the_first_weight_and_the_last(monkeypatch):
     assert seen[0] == [1 / 2, 3 / 4]
 
 
-def test_d5_is_the_share_of_measurements_with_both_signs():
+def test_d5_is_the_least_share_of_both_parts_with_their_signs():
+    """The least of six: positive learning in the second third, 0 of 1 and -1 of 2."""
     c = curves(positive=[[1, 0, 0.5], [2, -1, 1]], negative=[[-0.5, -1, -1], [-1, -1, 0]])
-    assert found(dynamics.roles_fixed(c)) == pytest.approx(over_two(2 / 3, 1 / 3))
+    assert found(dynamics.roles_fixed(c)) == pytest.approx(cut(over_two(0, -1 / 2), 1))
 
 
 WINS = np.array([[1, 0, 0.5, 0], [0, 0, 1, 0.5]])
@@ -322,10 +332,10 @@ def test_s5_counts_top_quartiles_that_clearly_move(tops, rose, verdict, monkeypa
 
 BOUNDS = {  # claim: the intervals that it asks for in order, and its verdict
     dynamics.dpo_stays_positive: [
-        ([(0.8, 1.0)], REPRODUCED),
-        ([(0.8 - JUST, 1.0)], INCONCLUSIVE),
-        ([(0.1, 0.8)], INCONCLUSIVE),
-        ([(0.1, 0.8 - JUST)], NOT_REPRODUCED),
+        ([(JUST, 1)] * 3 + [(-1, 1)] * 3, REPRODUCED),  # at 95 %, and at the corrected level
+        ([(JUST, 1), (0, 1), (JUST, 1)] + [(-1, 1)] * 3, INCONCLUSIVE),
+        ([(-1, 0.05)] * 3 + [(-1, 1), (-1, 0.1), (-1, 1)], INCONCLUSIVE),
+        ([(-1, 0.05)] * 3 + [(-1, 1), (-1, 0.1 - JUST), (-1, 1)], NOT_REPRODUCED),
     ],
     dynamics.ppo_near_zero: [
         ([(-2.0, 0.1 - JUST)], REPRODUCED),
@@ -355,10 +365,10 @@ BOUNDS = {  # claim: the intervals that it asks for in order, and its verdict
         ([(0.2, 2.0), (0.2, 1)], INCONCLUSIVE),
     ],
     dynamics.roles_fixed: [
-        ([(0.8, 1.0)], REPRODUCED),
-        ([(0.8 - JUST, 1.0)], INCONCLUSIVE),
-        ([(0.1, 0.8)], INCONCLUSIVE),
-        ([(0.1, 0.8 - JUST)], NOT_REPRODUCED),
+        ([(JUST, 1)] * 6 + [(-1, 1)] * 6, REPRODUCED),
+        ([(JUST, 1)] * 5 + [(0, 1)] + [(-1, 1)] * 6, INCONCLUSIVE),
+        ([(-1, -0.05)] * 6 + [(-1, 0)] * 6, INCONCLUSIVE),
+        ([(-1, -0.05)] * 6 + [(-1, 0)] * 5 + [(-1, -JUST)], NOT_REPRODUCED),
     ],
     dynamics.tertiles_distinct: [
         ([(0.2 + JUST, 1)], REPRODUCED),
@@ -514,11 +524,9 @@ def test_a_claim_is_a_row_of_the_table_with_its_rule_number_and_verdict():
 def test_the_bounds_that_rules_print_are_those_that_decide():
     """A text that names another number than the rule would mislead: every bound stands in its statistic."""
     assert (claims.POINTS, claims.FEWEST, coordination.ABOUT_TWO) == (0.02, 50, 0.025)
-    assert (dynamics.MOSTLY, dynamics.SMALL, dynamics.APART) == (0.8, 0.1, 0.2)
+    assert (dynamics.SMALL, dynamics.APART) == (0.1, 0.2)
     d = {c.id: c.statistic for c in dynamics.dynamics_claims(curves(), curves())}
-    assert (
-        all("0.8" in d[name] for name in ("D1", "D5")) and "0.1" in d["D2"] and "±0.2" in d["D4"] and "±0.2" in d["D6"]
-    )
+    assert all("0.1" in d[name] for name in ("D1", "D2")) and "±0.2" in d["D4"] and "±0.2" in d["D6"]
     d = {c.id: c.statistic for c in ablations.ablation_claims([], np.zeros(2), {})}
     assert all("0.02" in d[name] for name in ("D7", "D8", "D9"))
     d = {c.id: c.statistic for c in coordination.coordination_claims({})}

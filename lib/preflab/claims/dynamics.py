@@ -69,14 +69,15 @@ def dpo_stays_positive(dpo: Curves) -> Claim:
     def of(level: float) -> list[Interval]:
         return [seed_interval(dpo.share("whole", third), level) for third in THIRDS]
 
+    plain, strict = of(0.95), of(corrected(3))
     return _claim(
         "D1",
         "G of DPO stays positive.",
         "G over |G+| + |G-| in each third of the measurements; shown is the least. Reproduced: all intervals above 0; "
         f"not reproduced: one below {SMALL}, at a level corrected for three.",
-        _least(of(0.95)),
-        all(share.low > 0 for share in of(0.95)),
-        any(share.high < SMALL for share in of(corrected(3))),
+        _least(plain),
+        all(share.low > 0 for share in plain),
+        any(share.high < SMALL for share in strict),
     )
 
 
@@ -126,14 +127,15 @@ def roles_fixed(ppo: Curves) -> Claim:
         signed = [(ppo.share("positive", third), -ppo.share("negative", third)) for third in THIRDS]
         return [seed_interval(share, level) for both in signed for share in both]
 
+    plain, strict = of(0.95), of(corrected(6))
     return _claim(
         "D5",
         "In PPO G of positive learning stays above zero and that of negative learning below.",
         "G+ and -G- over |G+| + |G-| in each third of the measurements; shown is the least. Reproduced: all intervals "
         "above 0; not reproduced: one below 0, at a level corrected for six.",
-        _least(of(0.95)),
-        all(share.low > 0 for share in of(0.95)),
-        any(share.high < 0 for share in of(corrected(6))),
+        _least(plain),
+        all(share.low > 0 for share in plain),
+        any(share.high < 0 for share in strict),
     )
 
 
