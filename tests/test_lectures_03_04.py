@@ -13,7 +13,7 @@ import torch
 
 from preflab import rules
 from preflab.claims import corrected, win_change
-from preflab.experiments.ablations import Accuracy, ablation_row, change_of, g_of, ordered
+from preflab.experiments.ablations import Accuracy, ablation_row, change_of
 from preflab.experiments.coordination import (
     Candidates,
     Coordination,
@@ -25,7 +25,7 @@ from preflab.experiments.coordination import (
 from preflab.experiments.variants import Variant
 from preflab.figures import coordination as plots
 from preflab.judging import Judged, Place, as_table, counted, decided
-from preflab.measured import PARTS
+from preflab.measured import PARTS, g_of, ordered
 from preflab.paths import project_root
 from preflab.running.reading import defaults, resolve
 from preflab.stages.answers import Answers

@@ -67,12 +67,25 @@ class Course:
     share: np.ndarray  # (seeds, updates) lambda, the share of the weight that negative learning has
 
 
+def ordered(change: np.ndarray) -> float:
+    """Share of pairs whose chosen response has gained more log-prob than the rejected one, of changes (2, pairs).
+
+    That is a DPO margin above 0.
+    """
+    return float(np.mean(change[0] > change[1]))
+
+
 # --- read off several runs of one method, with the same steps: one a seed ------------------------
+
+
+def g_of(runs: Sequence[Measured], part: str) -> np.ndarray:
+    """G of one part along runs: (runs, S)."""
+    return np.array([x.g[:, PARTS.index(part)] for x in runs])
 
 
 def g_by_component(runs: Sequence[Measured]) -> dict[str, np.ndarray]:
     """G of every component: (runs, S) each."""
-    return {part: np.array([x.g[:, i] for x in runs]) for i, part in enumerate(COMPONENTS)}
+    return {part: g_of(runs, part) for part in COMPONENTS}
 
 
 def noise_by_component(runs: Sequence[Measured]) -> dict[str, np.ndarray]:
@@ -88,9 +101,9 @@ def common_mode(runs: Sequence[Measured]) -> dict[str, np.ndarray]:
     On the policy's own samples E[grad log pi] = 0, so E[s] = 0 and `samples` is noise: then C is the covariance of |c|
     with s, and what makes positive and negative learning differ is the weight.
     """
-    g = {part: np.array([x.g[:, PARTS.index(part)] for x in runs]) for part in ("positive", "negative", "uniform")}
-    whole = (g["positive"] - g["negative"]) / 2
-    return {"C": whole, "samples": g["uniform"] / 2, "weights": whole - g["uniform"] / 2}
+    whole = (g_of(runs, "positive") - g_of(runs, "negative")) / 2
+    samples = g_of(runs, "uniform") / 2
+    return {"C": whole, "samples": samples, "weights": whole - samples}
 
 
 def per_weight(runs: Sequence[Measured]) -> dict[str, np.ndarray]:

@@ -49,13 +49,17 @@ def well_formed(language: str, prompts: list[list[dict]], texts: list[str]) -> f
 
 
 def _read(language: str, prompts: list[list[dict]], texts: list[str]) -> list:
-    asked = [worlds.LANGUAGES[language].parse(prompt[-1]["content"]) for prompt in prompts]
+    asked = _asked(language, prompts)
     return [worlds.ORACLES[language].read(prompt, text) for prompt, text in zip(asked, texts, strict=True)]
+
+
+def _asked(language: str, prompts: list[list[dict]]) -> list:
+    return [worlds.LANGUAGES[language].parse(prompt[-1]["content"]) for prompt in prompts]
 
 
 def utilities(objective: worlds.Objective, prompts: list[list[dict]], texts: list[str]) -> np.ndarray:
     """The oracle's utility of each response: (n,)."""
-    asked = [worlds.LANGUAGES[objective.language].parse(prompt[-1]["content"]) for prompt in prompts]
+    asked = _asked(objective.language, prompts)
     return np.array([objective.utility(prompt, text) for prompt, text in zip(asked, texts, strict=True)])
 
 

@@ -76,10 +76,10 @@ from preflab import rules
 from preflab.claims import table as table_of
 from preflab.claims import withheld
 from preflab.claims.ablations import ablation_claims
-from preflab.experiments.ablations import ablation_row, change_of, g_of
+from preflab.experiments.ablations import ablation_row, change_of
 from preflab.figures import ablations as plots
 from preflab.judging import as_table, counted, decided, described, wins
-from preflab.measured import PARTS
+from preflab.measured import PARTS, g_of
 from preflab.running.parallel import parallel
 from preflab.running.run import start
 from preflab.stages.stage import Job

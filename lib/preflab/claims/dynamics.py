@@ -15,6 +15,7 @@ from preflab.statistics import Interval, seed_interval
 SMALL = 0.1  # |G| as a share of what its two parts amount to: "near zero"
 APART = 0.2  # difference of the outer tertiles as a share of what all three amount to: "distinct"
 THIRDS = range(3)
+STEPS = 16  # checkpoints of a simulated run
 
 
 @dataclass(frozen=True)
@@ -182,14 +183,14 @@ class Truth:
     shrinkage: float = 0.8
 
 
-def simulated(truth: Truth, between: float, within: float, seeds: int, steps: int, rng: np.random.Generator) -> Curves:
+def simulated(truth: Truth, between: float, within: float, seeds: int, rng: np.random.Generator) -> Curves:
     """Curves of `seeds` runs: every third of a run has an error of its own (standard deviation `between`), and so has
     every measurement (`within`)."""
 
     def curve(thirds: Sequence[float]) -> np.ndarray:
-        sizes = [len(part) for part in np.array_split(np.arange(steps), 3)]
+        sizes = [len(part) for part in np.array_split(np.arange(STEPS), 3)]
         of_run = np.asarray(thirds) + between * rng.normal(size=(seeds, 3))
-        return np.repeat(of_run, sizes, axis=1) + within * rng.normal(size=(seeds, steps))
+        return np.repeat(of_run, sizes, axis=1) + within * rng.normal(size=(seeds, STEPS))
 
     positive, negative = curve(truth.positive), curve(truth.negative)
     tertiles = [curve([value] * 3) for value in (truth.bottom, (truth.bottom + truth.top) / 2, truth.top)]
@@ -205,13 +206,11 @@ def power(
     between: float,
     within: float,
     seeds: int,
-    steps: int = 16,
     runs: int = 1000,
-    seed: int = 0,
 ) -> float:
     """The share of simulated experiments in which the rule gives the verdict."""
-    rng = np.random.default_rng(seed)
-    found = [rule(simulated(truth, between, within, seeds, steps, rng)).verdict for _ in range(runs)]
+    rng = np.random.default_rng(0)
+    found = [rule(simulated(truth, between, within, seeds, rng)).verdict for _ in range(runs)]
     return found.count(verdict) / runs
 
 

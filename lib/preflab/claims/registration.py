@@ -26,7 +26,7 @@ class Registration:
     seeds: tuple[int, ...]  # that decide
     tuning_seeds: tuple[int, ...]
     spread: dict[str, float]  # that the power was simulated with: between runs, and within one
-    claims: dict[str, dict[str, Any]]  # id: if_wrong, effect (positive and negative by thirds, ...), power by verdict
+    claims: dict[str, dict[str, Any]]  # id: if_wrong, effect (in words), power by verdict
     sha256: str
 
     def covers(self, profile: str, seeds: Sequence[int]) -> bool:

@@ -12,7 +12,7 @@ from preflab.claims.ablations import Ablation
 from preflab.experiments.dynamics import Dynamics, Planned
 from preflab.experiments.variants import Variant
 from preflab.judging import Judged, described
-from preflab.measured import PARTS, Measured
+from preflab.measured import Measured, ordered
 from preflab.stages.alignment import Measurement
 from preflab.stages.answers import Answers
 from preflab.stages.stage import Stage
@@ -126,23 +126,10 @@ class Ablations(Variants):
         ]
 
 
-def g_of(measured: Sequence[Measured], part: str) -> np.ndarray:
-    """G of one part along runs: (runs, steps)."""
-    return np.array([x.g[:, PARTS.index(part)] for x in measured])
-
-
 def change_of(measured: Sequence[Measured], side: str) -> np.ndarray:
     """Mean change of the held-out pairs' log-probs since the SFT model, along runs: (runs, steps)."""
     i = SIDES.index(side)
     return np.array([(x.held_out[:, i] - x.held_out[0, i]).mean(-1) for x in measured])
-
-
-def ordered(change: np.ndarray) -> float:
-    """Share of pairs whose chosen response has gained more log-prob than the rejected one, of changes (2, pairs).
-
-    That is a DPO margin above 0.
-    """
-    return float(np.mean(change[0] > change[1]))
 
 
 def ablation_row(

@@ -20,11 +20,11 @@ from preflab import rewards
 from preflab.claims import corrected, win_change
 from preflab.claims.coordination import Contest
 from preflab.data.dialogues import instructions
-from preflab.experiments.ablations import Variants, g_of
+from preflab.experiments.ablations import Variants
 from preflab.experiments.dynamics import Planned
 from preflab.experiments.variants import Contender, Variant
 from preflab.judging import Judged, Place, described, wins
-from preflab.measured import Course, Measured
+from preflab.measured import Course, Measured, g_of
 from preflab.rules import Rule
 from preflab.settings import Count, TextSource
 from preflab.stages.alignment import Measurement

@@ -24,10 +24,9 @@ from preflab.stages.data import PairSource, Prompts
 from preflab.stages.probe import PairsProbe, SamplesProbe
 from preflab.stages.reward import RewardKind, RewardSection, RewardStage
 from preflab.stages.stage import Stage
-from preflab.stages.training import Training, TrainingFromPairs, TrainingFromSamples
+from preflab.stages.training import Training, TrainingFromPairs, TrainingFromSamples, updates_on_pairs
 from preflab.training.from_pairs import PairTraining
 from preflab.training.from_samples import SampleTraining
-from preflab.training.schedule import batches
 
 IMPLICIT_SEED = 1000  # of the DPO run whose implicit reward PPO gets: no run that is measured has it
 
@@ -193,8 +192,7 @@ class Dynamics(Experiment):
     def updates_of(self, training: Training) -> int:
         """Updates of the optimiser in all."""
         if isinstance(training, TrainingFromPairs):
-            pairs, loop = len(training.pairs.rows()), training.loop
-            return len(batches(pairs, loop.batch_size, loop.epochs, 0)[: training.updates])
+            return updates_on_pairs(training)
         return training.loop.iterations * training.loop.updates
 
     def measured_steps(self, training: Training) -> tuple[int, ...]:

@@ -10,6 +10,7 @@ from preflab import gates, rewards
 from preflab.errors import BadInput
 from preflab.experiments.dynamics import Dynamics, Planned
 from preflab.gates import Gate
+from preflab.measured import Measured, ordered
 from preflab.methods.ppo import PPO
 from preflab.settings import Seed
 from preflab.stages.alignment import Measurement
@@ -46,24 +47,25 @@ class GDynamics(Dynamics):
 
     def jobs_on(self, seeds: Sequence[int]) -> list[Job]:
         """What has to be trained and measured of these seeds."""
-        runs = self.planned_on(seeds)
-        return [Job(str(run), (self.alignment(run.training), self.answers_stage(run.training))) for run in runs]
+        return [Job(str(run), self.asked_of(run)) for run in self.planned_on(seeds)]
 
     def gates_on(self, seeds: Sequence[int]) -> list[Gate]:
         """The gates, at the worst of the runs of these seeds."""
-        runs = [self._gated(run) for run in self.planned_on(seeds)]
+        runs = self.planned_on(seeds)
+        along = [self.alignment(run.training).load() for run in runs]
+        gated = [self._gated(run, x) for run, x in zip(runs, along, strict=True)]
         before = self.answers_stage(None).load()
         reward = implicit = None
         if self.reward.kind in ("model", "implicit"):
             margins = self.reward_stage().margins(self.pairs.test_pairs)
             reward = float((margins > 0).mean())
-            implicit = float(np.mean([self._implicit(run) for run in self.planned_on(seeds) if run.row.from_pairs]))
-        return gates.gates(runs, float(-before.log_probs.mean()), reward, implicit)
+            from_pairs = [x for run, x in zip(runs, along, strict=True) if run.row.from_pairs]
+            implicit = float(np.mean([ordered(x.held_out[-1] - x.held_out[0]) for x in from_pairs]))
+        return gates.gates(gated, float(-before.log_probs.mean()), reward, implicit)
 
-    def _gated(self, run: Planned) -> gates.Run:
-        found, answers = self.alignment(run.training).load(), self.answers_stage(run.training).load()
+    def _gated(self, run: Planned, found: Measured) -> gates.Run:
+        answers = self.answers_stage(run.training).load()
         tokens = np.mean([len(response) for _, response in answers.sampled])
-        speech = self.speech(answers)
         return gates.Run(
             found.progress,
             found.nll,
@@ -71,14 +73,8 @@ class GDynamics(Dynamics):
             found.noise()[:, 0],
             answers.final_texts,
             float(answers.kl / tokens),
-            speech.get("well-formed"),
+            self.speech(answers).get("well-formed"),
         )
-
-    def _implicit(self, run: Planned) -> float:
-        """Accuracy of DPO's margins on held-out pairs, at the end of a run."""
-        held_out = self.alignment(run.training).load().held_out  # (steps, sides, pairs)
-        change = held_out[-1] - held_out[0]
-        return float((change[0] > change[1]).mean())
 
     def check_gates(self, found: Sequence[Gate]) -> None:
         """Raises BadInput if a gate is not met on the tuning seeds, and nothing allows to go beyond it."""

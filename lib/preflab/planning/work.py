@@ -10,8 +10,7 @@ from preflab.stages.data import Pairs, Prompts
 from preflab.stages.evaluation import Evaluation
 from preflab.stages.reference import ReferenceLogProbs
 from preflab.stages.stage import Stage, store
-from preflab.stages.training import TrainingFromPairs
-from preflab.training.schedule import batches
+from preflab.stages.training import TrainingFromPairs, updates_on_pairs
 
 
 @dataclass(frozen=True)
@@ -126,9 +125,8 @@ def work_of(stage: Stage) -> Work | None:
 
 
 def _training(stage: TrainingFromPairs) -> Work:
-    rows, loop = stage.pairs.encoded(stage.base), stage.loop
-    updates = len(batches(len(rows), loop.batch_size, loop.epochs, stage.order)[: stage.updates])
-    seen = updates * loop.batch_size
+    rows = stage.pairs.encoded(stage.base)
+    seen = updates_on_pairs(stage) * stage.loop.batch_size
     work = Work(pairs=seen, trained=round(tokens(rows) * seen / len(rows)), passes=seen * 2 * 3)
     against_start = stage.start and stage.reference == "start" and stage.method.reference
     return work + _scoring(stage.pairs, stage.base) if against_start else work

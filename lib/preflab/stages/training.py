@@ -22,6 +22,7 @@ from preflab.stages.stage import Stage, store
 from preflab.training.from_pairs import PairTraining, StepLog, train_on_pairs
 from preflab.training.from_samples import IterationLog, SampleTraining, train_on_samples
 from preflab.training.rollout import Values, reference_of
+from preflab.training.schedule import batches
 
 if TYPE_CHECKING:
     from preflab.stages.data import Pairs
@@ -91,6 +92,12 @@ class Training(Stage):
             yield model
         finally:
             unwrap(model)
+
+
+def updates_on_pairs(training: "TrainingFromPairs") -> int:
+    """Updates of the optimiser in all."""
+    pairs, loop = len(training.pairs.rows()), training.loop
+    return len(batches(pairs, loop.batch_size, loop.epochs, training.order)[: training.updates])
 
 
 @dataclass(frozen=True)

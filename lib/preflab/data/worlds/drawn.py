@@ -6,6 +6,7 @@ import numpy as np
 from pydantic import Field
 from scipy.optimize import brentq
 
+from preflab.data.worlds.made import rounded, unit
 from preflab.data.worlds.objectives import Objective, World, pool
 from preflab.data.worlds.oracles import ORACLES
 from preflab.errors import BadInput
@@ -13,7 +14,6 @@ from preflab.settings import Count, Proportion, Seed, settings
 
 LANGUAGE = "guides"
 OWN = 4  # attributes that each objective rewards or punishes
-DIGITS = 12  # of a weight: further ones can differ between machines, and would make a different world of each
 
 
 @settings
@@ -46,15 +46,15 @@ class RandomWorld:
         x = np.array([[float(getattr(a, k)) for k in known] for _, *both in mixed for a in both])  # (4000, 8)
         covariance = np.cov(x, rowvar=False)
         weights = weights / np.sqrt(np.diag(covariance))  # every attribute counts alike, whatever its scale
-        first = _unit(_only(weights, order[:OWN]), covariance)
-        shared = _unit(_only(weights, order[: self.shared]), covariance)
-        own = _unit(_only(weights, order[OWN:]), covariance)
+        first = unit(_only(weights, order[:OWN]), covariance)
+        shared = unit(_only(weights, order[: self.shared]), covariance)
+        own = unit(_only(weights, order[OWN:]), covariance)
         second = self._at_wanted(first, shared, own, covariance)
         return World(name, self._objectives(known, first, second), self.shift)
 
     def _at_wanted(self, first: np.ndarray, shared: np.ndarray, own: np.ndarray, covariance: np.ndarray) -> np.ndarray:
         def at(angle: float) -> np.ndarray:
-            return _unit(np.cos(angle) * shared + np.sin(angle) * own, covariance)
+            return unit(np.cos(angle) * shared + np.sin(angle) * own, covariance)
 
         def correlation(angle: float) -> float:
             return float(first @ covariance @ at(angle))
@@ -72,7 +72,7 @@ class RandomWorld:
         one, other = (
             Objective(
                 name,
-                {k: round(float(w), DIGITS) for k, w in zip(known, weights, strict=True) if w},
+                {k: w for k, w in zip(known, rounded(weights), strict=True) if w},
                 hazard_share=share,
                 strength=strength,
                 language=LANGUAGE,
@@ -88,8 +88,3 @@ def _only(weights: np.ndarray, indices: np.ndarray) -> np.ndarray:
     kept = np.zeros_like(weights)
     kept[indices] = weights[indices]
     return kept
-
-
-def _unit(weights: np.ndarray, covariance: np.ndarray) -> np.ndarray:
-    """Scaled to a utility of unit variance over the pool."""
-    return weights / np.sqrt(weights @ covariance @ weights)

@@ -10,6 +10,16 @@ HAZARD_SHARE = 0.2  # of hazardous prompts, for both objectives
 DIGITS = 12  # of a weight: further ones can differ between machines, and would make a different world of each
 
 
+def unit(weights: np.ndarray, covariance: np.ndarray) -> np.ndarray:
+    """Weights of attributes, scaled to a utility of unit variance where the attributes have this covariance."""
+    return weights / np.sqrt(weights @ covariance @ weights)
+
+
+def rounded(weights: np.ndarray) -> list[float]:
+    """To as many digits as all machines agree on."""
+    return [round(float(w), DIGITS) + 0.0 for w in weights]  # + 0.0: no minus zero
+
+
 def make_world(compatibility: float, strength: float | tuple[float, float], name: str = "made") -> World:
     """A world whose objectives `first` and `second` have the wanted correlation and label strengths.
 
@@ -25,18 +35,12 @@ def make_world(compatibility: float, strength: float | tuple[float, float], name
     x = np.array([a.vector() for _, *both in pool("answers", HAZARD_SHARE) for a in both])  # (4000, 7)
     covariance = np.cov(x, rowvar=False)  # (7, 7)
 
-    def unit(w: np.ndarray) -> np.ndarray:
-        return w / np.sqrt(w @ covariance @ w)
-
     def weights_of(**wanted: float) -> np.ndarray:
         return np.array([wanted.get(k, 0.0) for k in ATTRIBUTES])
 
-    def rounded(w: np.ndarray) -> list[float]:
-        return [round(float(k), DIGITS) + 0.0 for k in w]  # + 0.0: no minus zero
-
-    w_first = unit(weights_of(correct=1, complete=1, refusal=-1))
+    w_first = unit(weights_of(correct=1, complete=1, refusal=-1), covariance)
     w_rest = weights_of(warning=1, polite=0.5, verbosity=0.5)
-    w_rest = unit(w_rest - (w_rest @ covariance @ w_first) * w_first)
+    w_rest = unit(w_rest - (w_rest @ covariance @ w_first) * w_first, covariance)
     w_second = compatibility * w_first + np.sqrt(1 - compatibility**2) * w_rest
     first, second = (
         Objective(label, dict(zip(ATTRIBUTES, rounded(w), strict=True)), hazard_share=HAZARD_SHARE, strength=s)

@@ -98,7 +98,7 @@ def _given(name: str, before: str, rest: str) -> World:
     given = {key: float(number) if "." in number else int(number) for key, number in (f.groups() for f in found)}
     try:
         if before == "random":
-            return _checked(RandomWorld(**_as_declared(given)).world(name))
+            return _checked(RandomWorld(**given).world(name))
         if list(given) != ["shift"] or not -3 <= given["shift"] <= 3:
             raise BadInput(f"{shown(given)}: expected shift=NUMBER from -3 to 3")
         return _checked(replace(WORLDS[before], name=name, shift=float(given["shift"])))
@@ -107,12 +107,6 @@ def _given(name: str, before: str, rest: str) -> World:
         raise BadInput(f"world:{name}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
     except BadInput as error:
         raise BadInput(f"world:{name}: {error}") from None
-
-
-def _as_declared(given: dict[str, float]) -> dict[str, float]:
-    """Whole numbers as floats where a number is expected: `compatibility=0`."""
-    whole = ("seed", "shared")
-    return {key: value if key in whole else float(value) for key, value in given.items()}
 
 
 def _checked(world: World) -> World:
