@@ -526,3 +526,13 @@ def test_an_implicit_reward_is_beta_times_the_log_ratio_and_leaves_the_base_alon
     assert all(torch.equal(value, before[name]) for name, value in BASE.load().state_dict().items())
     ppo = from_samples(reward=reward, lora=lora)  # trains while another adapter than the reward's is on the base
     assert all(np.isfinite(entry["score"]) for entry in ppo.load())
+
+
+def test_an_implicit_reward_is_against_the_bases_own_revision(monkeypatch):
+    """A model of the hub is loaded at the revision that was asked for, as its reference too."""
+    reward = RewardStage(BASE, "implicit", PAIRS.train_pairs(1), 12, implicit=from_pairs(1))
+    folder, loaded = reward.folder, []
+    monkeypatch.setattr(type(BASE), "revision", "abc")
+    monkeypatch.setattr(reward_module, "load_model", lambda name, *how: loaded.append((name, *how[2:])))
+    reward._raw(folder)
+    assert loaded == [(str(folder / "model"),), (BASE.location, "abc")]

@@ -96,9 +96,8 @@ class RewardStage(Stage):
             return correctness_reward(self.pairs.of.world.language.name, tokenizer)
         device, dtype = self.base.hardware.torch_device, self.base.hardware.torch_dtype
         if self.kind == "implicit":
-            model, reference = (
-                load_model(place, device, dtype) for place in (str(folder / "model"), self.base.location)
-            )
+            model = load_model(str(folder / "model"), device, dtype)
+            reference = load_model(self.base.location, device, dtype, self.base.revision)
             return implicit_reward(model, reference, tokenizer.pad_token_id, self.implicit.method.beta)
         return model_reward(load_reward_model(folder / "model", device, dtype), tokenizer.pad_token_id)
 
