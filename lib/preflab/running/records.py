@@ -48,5 +48,5 @@ def jsonable(value: Any) -> Any:
     if isinstance(value, (list, tuple, np.ndarray)):
         return [jsonable(v) for v in value]
     if isinstance(value, (float, np.floating)):
-        return float(f"{value:.6g}") if math.isfinite(value) else None  # a learning rate of 5e-7 stays one
+        return float(f"{value:.9g}") if math.isfinite(value) else None  # so that parts that nearly cancel add up
     return value.item() if isinstance(value, np.generic) else value
