@@ -6,6 +6,7 @@ VENV := .venv
 STAMP := $(VENV)/.stamp
 BIN := $(VENV)/bin
 NAMES := $(basename $(notdir $(wildcard notebooks/src/*.py)))
+BESIDE := $(patsubst %,tests/test_%.py,notebooks cli identity)  # the half of `make test` that takes as long as the rest
 TRAINING := $(filter-out 90_benchmarks,$(NAMES))
 
 .DEFAULT_GOAL := help
@@ -32,10 +33,10 @@ test: env  ## Lint, check the format, run the tests
 	@$(MAKE) --no-print-directory -j2 test-library test-notebooks  # the one leaves a core idle that the other can use
 
 test-library: env
-	$(BIN)/pytest -q --ignore tests/test_notebooks.py
+	$(BIN)/pytest -q $(BESIDE:%=--ignore %)
 
 test-notebooks: env
-	$(BIN)/pytest -q tests/test_notebooks.py
+	$(BIN)/pytest -q $(BESIDE)
 
 kills: env  ## Kill smoke runs 30 times at random moments (half an hour; no part of `make test`)
 	$(BIN)/pytest -q -m soak tests/test_kills.py
