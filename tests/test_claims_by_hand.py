@@ -334,14 +334,14 @@ BOUNDS = {  # claim: the intervals that it asks for in order, and its verdict
     dynamics.dpo_stays_positive: [
         ([(JUST, 1)] * 3 + [(-1, 1)] * 3, REPRODUCED),  # at 95 %, and at the corrected level
         ([(JUST, 1), (0, 1), (JUST, 1)] + [(-1, 1)] * 3, INCONCLUSIVE),
-        ([(-1, 0.05)] * 3 + [(-1, 1), (-1, 0.1), (-1, 1)], INCONCLUSIVE),
-        ([(-1, 0.05)] * 3 + [(-1, 1), (-1, 0.1 - JUST), (-1, 1)], NOT_REPRODUCED),
+        ([(-1, 0.05)] * 3 + [(-1, 1), (-1, 0.15), (-1, 1)], INCONCLUSIVE),
+        ([(-1, 0.05)] * 3 + [(-1, 1), (-1, 0.15 - JUST), (-1, 1)], NOT_REPRODUCED),
     ],
     dynamics.ppo_near_zero: [
-        ([(-2.0, 0.1 - JUST)], REPRODUCED),
-        ([(-2.0, 0.1)], INCONCLUSIVE),
-        ([(0.1, 0.5)], INCONCLUSIVE),
-        ([(0.1 + JUST, 0.5)], NOT_REPRODUCED),
+        ([(-2.0, 0.15 - JUST)], REPRODUCED),
+        ([(-2.0, 0.15)], INCONCLUSIVE),
+        ([(0.15, 0.5)], INCONCLUSIVE),
+        ([(0.15 + JUST, 0.5)], NOT_REPRODUCED),
     ],
     dynamics.roles_cross: [  # early, late, change
         ([(JUST, 1), (-1, -JUST), (-2, -1)], REPRODUCED),
@@ -359,8 +359,8 @@ BOUNDS = {  # claim: the intervals that it asks for in order, and its verdict
         ([(0.2, 1), (-0.2, 0.2)], INCONCLUSIVE),
         ([(0.2, 0.9), (-0.2 - JUST, 0.2)], INCONCLUSIVE),
         ([(0.2, 0.9), (-0.2, 0.2 + JUST)], INCONCLUSIVE),
-        ([(1, 2), (0, 0.1)], INCONCLUSIVE),
-        ([(1 + JUST, 2), (0, 0.1)], NOT_REPRODUCED),
+        ([(1, 2), (0, 0.15)], INCONCLUSIVE),
+        ([(1 + JUST, 2), (0, 0.15)], NOT_REPRODUCED),
         ([(0.2, 0.9), (0.2 + JUST, 1)], NOT_REPRODUCED),
         ([(0.2, 2.0), (0.2, 1)], INCONCLUSIVE),
     ],
@@ -524,9 +524,9 @@ def test_a_claim_is_a_row_of_the_table_with_its_rule_number_and_verdict():
 def test_the_bounds_that_rules_print_are_those_that_decide():
     """A text that names another number than the rule would mislead: every bound stands in its statistic."""
     assert (claims.POINTS, claims.FEWEST, coordination.ABOUT_TWO) == (0.02, 50, 0.025)
-    assert (dynamics.SMALL, dynamics.APART) == (0.1, 0.2)
+    assert (dynamics.SMALL, dynamics.APART) == (0.15, 0.2)
     d = {c.id: c.statistic for c in dynamics.dynamics_claims(curves(), curves())}
-    assert all("0.1" in d[name] for name in ("D1", "D2")) and "±0.2" in d["D4"] and "±0.2" in d["D6"]
+    assert all("0.15" in d[name] for name in ("D1", "D2")) and "±0.2" in d["D4"] and "±0.2" in d["D6"]
     d = {c.id: c.statistic for c in ablations.ablation_claims([], np.zeros(2), {})}
     assert all("0.02" in d[name] for name in ("D7", "D8", "D9"))
     d = {c.id: c.statistic for c in coordination.coordination_claims({})}

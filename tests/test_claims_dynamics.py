@@ -15,6 +15,7 @@ from preflab.claims.dynamics import (
     ppo_near_zero,
     roles_cross,
     roles_fixed,
+    simulated,
     tertiles_distinct,
     weight_shrinks_and_tertiles_overlap,
 )
@@ -165,6 +166,12 @@ def test_shares_of_thirds_by_hand():
     assert curves.dominance(0) == pytest.approx([(4 - -2) / 6])
 
 
+def spread(runs, measurement):
+    """All standard deviations over runs alike, and all of a measurement."""
+    over_runs = dict.fromkeys(("whole", "dominance", "dominance_third", "tertile"), runs)
+    return over_runs | {"measurement": measurement, "tertile_measurement": measurement, "weight": 0.02}
+
+
 NOTHING = Truth((0.0, 0.0, 0.0), (0.0, 0.0, 0.0), top=1.0, bottom=1.0, shrinkage=1.0)
 
 
@@ -173,12 +180,12 @@ NOTHING = Truth((0.0, 0.0, 0.0), (0.0, 0.0, 0.0), top=1.0, bottom=1.0, shrinkage
 def test_where_there_is_nothing_no_rule_reproduces_a_pattern(within, seeds):
     """Nulls: labels that say nothing give parts around zero, and shuffled weights give tertiles that are alike."""
     for rule in (dpo_stays_positive, roles_cross, roles_fixed, tertiles_distinct):
-        found = power(rule, NOTHING, REPRODUCED, between=0.1, within=within, seeds=seeds, runs=200)
+        found = power(rule, NOTHING, REPRODUCED, spread(0.1, within), seeds, runs=200)
         assert found <= 0.05, rule.__name__
 
 
 def test_where_a_pattern_is_there_its_opposite_is_not_found():
-    far = dict(between=0.1, within=0.2, seeds=5, runs=200)
+    far = {"spread": spread(0.1, 0.2), "seeds": 5, "runs": 200}
     crossing = Truth((0.6, 0.2, -0.2), (-0.1, 0.3, 0.5))
     assert power(roles_cross, crossing, REPRODUCED, **far) > 0.9
     assert power(roles_cross, crossing, NOT_REPRODUCED, **far) == 0
@@ -190,8 +197,22 @@ def test_where_a_pattern_is_there_its_opposite_is_not_found():
 
 def test_power_grows_with_seeds_and_falls_with_spread():
     half = Truth((0.3, 0.3, 0.3), (0.05, 0.05, 0.05))
-    few, many = (
-        power(dpo_stays_positive, half, REPRODUCED, between=0.2, within=0.2, seeds=n, runs=250) for n in (3, 8)
+    few, many, wide = (
+        power(dpo_stays_positive, half, REPRODUCED, spread(over_runs, 0.2), seeds, runs=250)
+        for over_runs, seeds in ((0.3, 3), (0.3, 8), (0.9, 8))
     )
-    wide = power(dpo_stays_positive, half, REPRODUCED, between=0.6, within=0.2, seeds=8, runs=250)
     assert few < many and wide < many
+
+
+def test_simulated_runs_vary_as_they_are_told_to():
+    """Of 4000 runs: G and dominance by thirds, and the part of dominance that all thirds of a run share."""
+    how = {"whole": 0.1, "dominance": 0.4, "dominance_third": 0.2, "measurement": 0.0, "weight": 0.1}
+    rng = np.random.default_rng(1)
+    found = simulated(Truth((3.0,) * 3, (1.0,) * 3), how | {"tertile": 0.3, "tertile_measurement": 0.0}, 4000, rng)
+    assert found.whole[:, 0].std() == pytest.approx(0.1, rel=0.05) and found.whole.mean() == pytest.approx(4, abs=0.01)
+    apart = found.positive - found.negative
+    assert apart[:, 0].std() == pytest.approx(np.hypot(0.4, 0.2), rel=0.05)
+    assert (apart[:, 0] - apart[:, -1]).std() == pytest.approx(np.sqrt(2) * 0.2, rel=0.05)
+    assert (
+        found.top[:, 0].std() == pytest.approx(0.3, rel=0.05) and (found.positive[:, 0] == found.positive[:, 1]).all()
+    )

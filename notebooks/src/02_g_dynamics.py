@@ -508,7 +508,7 @@ pd.DataFrame(adam).round(2).rename_axis(columns=counted({"measured steps": predi
 # ## Claims
 #
 # Each rule was written before its run (`claims/dynamics.py`), and so was what it can see: what would be true if the claim were
-# wrong, which effect counts, and with which probability five seeds show it. Tertiles are compared for each unit of weight, so
+# wrong, which effect counts, and with which probability these seeds show it. Tertiles are compared for each unit of weight, so
 # that a heavier third does not win for that reason alone. Intervals are Student's, over seeds. The verdicts that count are
 # those of the `full` profile.
 

@@ -1,6 +1,6 @@
 """Claims of the papers and the rules that decide them, each fixed before its run."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -41,6 +41,12 @@ def win_change(wins: np.ndarray, level: float = 0.95) -> Interval:
 def corrected(comparisons: int) -> float:
     """Level at which so many intervals hold together with 95 % (Bonferroni)."""
     return 1 - 0.05 / max(comparisons, 1)
+
+
+def share_of_verdict(experiment: Callable[[np.random.Generator], Claim], verdict: str, runs: int = 1000) -> float:
+    """The share of simulated experiments that end in the verdict."""
+    rng = np.random.default_rng(0)
+    return sum(experiment(rng).verdict == verdict for _ in range(runs)) / runs
 
 
 def withheld(claims: Sequence[Claim], judged_on: int, what: str) -> list[Claim]:

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from preflab.claims import NOT_REPRODUCED, REPRODUCED, Claim, corrected, decide
+from preflab.claims import NOT_REPRODUCED, REPRODUCED, Claim, corrected, decide, share_of_verdict
 from preflab.statistics import Interval, seed_interval
 
-SMALL = 0.1  # |G| as a share of what its two parts amount to: "near zero"
+SMALL = 0.15  # |G| as a share of what its two parts amount to: "near zero", half of the effect that counts
 APART = 0.2  # difference of the outer tertiles as a share of what all three amount to: "distinct"
 THIRDS = range(3)
 STEPS = 16  # checkpoints of a simulated run
@@ -183,18 +183,32 @@ class Truth:
     shrinkage: float = 0.8
 
 
-def simulated(truth: Truth, between: float, within: float, seeds: int, rng: np.random.Generator) -> Curves:
-    """Curves of `seeds` runs: every third of a run has an error of its own (standard deviation `between`), and so has
-    every measurement (`within`)."""
+def simulated(truth: Truth, spread: Mapping[str, float], seeds: int, rng: np.random.Generator) -> Curves:
+    """Curves of `seeds` runs. `spread` holds standard deviations, in shares of |G+| + |G-|:
 
-    def curve(thirds: Sequence[float]) -> np.ndarray:
-        sizes = [len(part) for part in np.array_split(np.arange(STEPS), 3)]
-        of_run = np.asarray(thirds) + between * rng.normal(size=(seeds, 3))
-        return np.repeat(of_run, sizes, axis=1) + within * rng.normal(size=(seeds, STEPS))
+    whole              of G, from run to run, a third at a time
+    dominance          of G+ - G-, from run to run, the same in all thirds
+    dominance_third    of G+ - G-, a third at a time
+    weight             of the last mean weight over the first
+    tertile            of each tertile, from run to run, a third at a time
+    measurement, tertile_measurement    of one measurement
+    """
+    sizes = [len(part) for part in np.array_split(np.arange(STEPS), 3)]
 
-    positive, negative = curve(truth.positive), curve(truth.negative)
-    tertiles = [curve([value] * 3) for value in (truth.bottom, (truth.bottom + truth.top) / 2, truth.top)]
-    weight = np.stack([np.ones(seeds), truth.shrinkage + between / 4 * rng.normal(size=seeds)], axis=1)
+    def curve(thirds: np.ndarray, noise: float) -> np.ndarray:
+        return np.repeat(thirds, sizes, axis=1) + noise * rng.normal(size=(seeds, STEPS))
+
+    whole = spread["whole"] * rng.normal(size=(seeds, 3))
+    dominance = spread["dominance"] * rng.normal(size=(seeds, 1)) + spread["dominance_third"] * rng.normal(
+        size=(seeds, 3)
+    )
+    positive = curve(np.asarray(truth.positive) + (whole + dominance) / 2, spread["measurement"])
+    negative = curve(np.asarray(truth.negative) + (whole - dominance) / 2, spread["measurement"])
+    tertiles = [
+        curve(value + spread["tertile"] * rng.normal(size=(seeds, 3)), spread["tertile_measurement"])
+        for value in (truth.bottom, (truth.bottom + truth.top) / 2, truth.top)
+    ]
+    weight = np.stack([np.ones(seeds), truth.shrinkage + spread["weight"] * rng.normal(size=seeds)], axis=1)
     return Curves(positive + negative, positive, negative, *tertiles, weight)
 
 
@@ -202,16 +216,12 @@ def power(
     rule: Callable[[Curves], Claim],
     truth: Truth,
     verdict: str,
-    *,
-    between: float,
-    within: float,
+    spread: Mapping[str, float],
     seeds: int,
     runs: int = 1000,
 ) -> float:
     """The share of simulated experiments in which the rule gives the verdict."""
-    rng = np.random.default_rng(0)
-    found = [rule(simulated(truth, between, within, seeds, rng)).verdict for _ in range(runs)]
-    return found.count(verdict) / runs
+    return share_of_verdict(lambda rng: rule(simulated(truth, spread, seeds, rng)), verdict, runs)
 
 
 def _throughout(positive: float, negative: float, **other: float) -> Truth:
@@ -233,12 +243,14 @@ EFFECTS = {  # claim: its rule, the smallest truth of the claim that counts, and
 }
 
 
-def powers(id_: str, spread: Mapping[str, float], seeds: int, runs: int = 1000) -> dict[str, float]:
-    """The power of a claim's rule, by verdict: to reproduce what is true, and to reject what is not."""
+def powers(id_: str, spread: Mapping[str, Mapping[str, float]], seeds: int, runs: int = 1000) -> dict[str, float]:
+    """The power of a claim's rule, by verdict: to reproduce what is true, and to reject what is not.
+
+    `spread` is, for each method, that of `simulated`.
+    """
     rule, true, false = EFFECTS[id_]
-    kind = "tertiles_" if id_ in ("D4", "D6") else ""
-    how = {"between": spread[f"{kind}between"], "within": spread[f"{kind}within"], "seeds": seeds, "runs": runs}
+    of = spread["dpo" if id_ in ("D1", "D3", "D4") else "ppo"]
     return {
-        REPRODUCED: power(rule, true, REPRODUCED, **how),
-        NOT_REPRODUCED: power(rule, false, NOT_REPRODUCED, **how),
+        REPRODUCED: power(rule, true, REPRODUCED, of, seeds, runs),
+        NOT_REPRODUCED: power(rule, false, NOT_REPRODUCED, of, seeds, runs),
     }

@@ -25,7 +25,7 @@ class Registration:
     profile: str
     seeds: tuple[int, ...]  # that decide
     tuning_seeds: tuple[int, ...]
-    spread: dict[str, float]  # that the power was simulated with: between runs, and within one
+    spread: dict[str, Any]  # that the power was simulated with; each module of claims says of what
     claims: dict[str, dict[str, Any]]  # id: if_wrong, effect (in words), power by verdict
     sha256: str
 
