@@ -1,7 +1,7 @@
 """Does a curve along training stay or fluctuate? Statistics of a curve against its noise, with a null. Pure NumPy.
 
-A curve x, (T,), is the mean of n units (responses of D') at T moments. Its noise is the standard error of that mean. The
-same units are measured at every moment, so errors of different moments go together. The null keeps that:
+A curve x, (T,), is the mean of n units (responses of D') at T moments. Its noise is the standard error of that mean.
+The same units are measured at every moment, so errors of different moments go together. The null keeps that:
 
     null_t = c + (1/n) sum_i w_i (x[t,i] - mean_i x[t,i]),    w_i ~ N(0, 1), the same at every moment,
 
