@@ -5,6 +5,7 @@ from preflab.experiments.benchmarks import Benchmarks
 from preflab.experiments.coordination import Coordination
 from preflab.experiments.experiment import Parameters
 from preflab.experiments.g_dynamics import GDynamics
+from preflab.experiments.optimisers import Optimisers
 from preflab.experiments.sequential import Sequential
 
 EXPERIMENTS: dict[str, type[Parameters]] = {
@@ -12,6 +13,7 @@ EXPERIMENTS: dict[str, type[Parameters]] = {
     "02_g_dynamics": GDynamics,
     "03_component_ablations": Ablations,
     "04_coordinated_objectives": Coordination,
+    "08_optimisers": Optimisers,
     "90_benchmarks": Benchmarks,
 }
 

@@ -5,9 +5,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
+from pydantic import Field
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
@@ -19,6 +21,7 @@ from preflab.layout import Batch
 from preflab.likelihood import collate_responses, token_log_probs
 from preflab.optimiser import RUNGS, AdamTwin, PlainTwin, Updates, directions, distance
 from preflab.rules import Plain
+from preflab.settings import Count, NotNegative, settings
 from preflab.stages.answers import AnswersStage
 from preflab.stages.probe import PairsProbe
 from preflab.stages.stage import Stage
@@ -26,6 +29,17 @@ from preflab.stages.training import Trained, TrainingFromPairs, Watch, _note_ste
 from preflab.training.rollout import Values
 from preflab.training.schedule import lr_factor
 from preflab.training.sgd import train_with_sgd
+
+
+@settings
+class StepMeasurement:
+    """Section `measurement`: which updates are taken apart, and what D' is."""
+
+    checkpoints: Annotated[Count, Field(ge=3)] = 9  # at most, evenly in the logarithm of updates
+    finals: Annotated[Count, Field(ge=2)] = 96  # held-out prompts whose responses by the final policy are D'
+    final_temperature: NotNegative = 0.0  # decoding of D': 0 is greedy; choice, not stated
+    nll: Literal["sum", "mean"] = "sum"  # over a response's tokens: the sum, as the paper's formula has it, or the mean
+    batch: Count = 64  # sequences a pass
 
 
 @dataclass(frozen=True)
