@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -9,14 +10,18 @@ import torch.nn.functional as F
 
 from preflab import alignment
 from preflab.errors import BadInput
+from preflab.experiments.optimisers import Optimisers, final_loss
+from preflab.figures import optimisers as plots
 from preflab.hardware import Hardware
 from preflab.likelihood import collate, collate_responses, token_log_probs
 from preflab.live import Live
 from preflab.methods.dpo import DPO
 from preflab.models import Lora
 from preflab.optimiser import LINKS, RUNGS, AdamTwin, PlainTwin, agreements, chains, directions
+from preflab.paths import project_root
 from preflab.rules import EqualWeights
 from preflab.running.cache import Cache
+from preflab.running.reading import resolve
 from preflab.stages.answers import AnswersStage
 from preflab.stages.base import Base, BaseSettings
 from preflab.stages.data import PairSource, Prompts
@@ -245,3 +250,62 @@ def test_chains_take_both_orders_to_the_same_place():
     made = {name: np.array([[1.0, -1.0]]) for name in (*RUNGS, "preconditioned whole")}
     made["exact"] = np.array([[2.0, 3.0]])
     assert agreements(made)["exact"].tolist() == [[True, False]] and agreements(made)["real step"].all()
+
+
+# --- the experiment and its figures ----------------------------------------------------------------
+
+
+def parameters(**given):
+    return resolve(project_root() / "notebooks" / "src" / "08_optimisers.py", given, "x")
+
+
+@pytest.mark.parametrize(
+    ("losses", "expected"),
+    [((0.69, 0.60, 0.50), 0.1), ((0.69, 0.50, 0.61), 0.3), ((0.61, 0.70, 0.70), 0.03), ((0.70, 0.70, 0.70), 0.03)],
+)
+def test_plain_descent_gets_the_rate_whose_final_loss_is_nearest_to_adams(losses, expected, monkeypatch):
+    found = dict(zip(("SGD at 0.03", "SGD at 0.1", "SGD at 0.3"), losses, strict=True)) | {"Adam": 0.62}
+    monkeypatch.setattr(Optimisers, "final_losses", lambda self: found)
+    assert parameters(sgd_rates=[0.3, 0.03, 0.1]).sgd_rate() == expected
+
+
+def test_the_final_loss_is_that_of_the_last_quarter():
+    assert final_loss([9.0] * 6 + [1.0, 2.0]) == 1.5
+    assert final_loss([3.0, 1.0]) == 1.0
+
+
+def test_the_runs_of_plain_descent_differ_in_the_step_alone():
+    p = parameters(seeds=[0, 1], measurement={"checkpoints": 5})
+    adam, sgd = p.adam(1), p.sgd(1, 0.3)
+    assert sgd.loop == replace(adam.loop, learning_rate=0.3)
+    for part in ("base", "pairs", "seed", "lora", "method", "order"):
+        assert getattr(sgd, part) == getattr(adam, part)
+    assert [job.label for job in p.tuning_jobs()][:2] == ["Adam, seed 100", "SGD at 0.03, seed 100"]
+    assert p.taken_apart(adam).steps == (0, 1, 3, 12, 39)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"tuning_seeds": [1]}, "tuning_seeds"),
+        ({"sgd_rates": []}, "sgd_rates"),
+        ({"pair_training": {"weight_decay": 0.1}}, "pair_training.weight_decay=0.1"),
+        ({"pair_training": {"batch_size": 700}}, "pair_training.batch_size=700"),
+        ({"measurement": {"finals": 300}}, "measurement.finals=300"),
+    ],
+)
+def test_bad_parameters_are_named(given, message):
+    with pytest.raises(BadInput, match=message):
+        parameters(**given)
+
+
+def test_figures_show_every_rung_and_link():
+    updates, curve = np.array([1, 2, 12]), np.linspace(-1, 1, 6).reshape(2, 3)
+    some = {name: curve for name in RUNGS}
+    drawn = plots.rungs(updates, {"Adam": some, "SGD": some})
+    assert [text.get_text() for text in drawn.legends[0].get_texts()] == list(RUNGS)
+    drawn = plots.links({o: {link: curve[:, 0] for link in LINKS} for o in ("Adam", "SGD")})
+    assert [label.get_text() for label in drawn.axes[0].get_xticklabels()] == list(LINKS)
+    for drawn in (plots.every_update({"Adam": curve}, {"Adam": curve**2}), plots.training({"loss": {"Adam": curve}})):
+        assert len(drawn.axes) == 1
+    plt.close("all")

@@ -35,7 +35,7 @@ from preflab.training.sgd import train_with_sgd
 class StepMeasurement:
     """Section `measurement`: which updates are taken apart, and what D' is."""
 
-    checkpoints: Annotated[Count, Field(ge=3)] = 9  # at most, evenly in the logarithm of updates
+    checkpoints: Annotated[Count, Field(ge=3)] = 6  # at most, evenly in the logarithm of updates
     finals: Annotated[Count, Field(ge=2)] = 96  # held-out prompts whose responses by the final policy are D'
     final_temperature: NotNegative = 0.0  # decoding of D': 0 is greedy; choice, not stated
     nll: Literal["sum", "mean"] = "sum"  # over a response's tokens: the sum, as the paper's formula has it, or the mean
