@@ -6,6 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 LOOKS = {
     "descent": ("0.15", "o-"),
@@ -21,9 +22,9 @@ def rungs(updates: np.ndarray, changes: Mapping[str, Mapping[str, np.ndarray]]) 
     """Change of NLL(D') by one update, from what G says to what happens: one panel an optimiser.
 
     updates is (S,), counted from 1; changes[optimiser][rung] is (seeds, S). A thin line is a seed, a thick one their
-    mean.
+    mean. Each panel has a scale of its own.
     """
-    figure, axes = plt.subplots(1, len(changes), figsize=(10, 3.8), sharey=True, layout="constrained", squeeze=False)
+    figure, axes = plt.subplots(1, len(changes), figsize=(10, 3.8), layout="constrained", squeeze=False)
     for axis, (optimiser, curves) in zip(axes[0], changes.items(), strict=True):
         axis.axhline(0, color="0.6", lw=0.8, zorder=0)
         for rung, (colour, line) in LOOKS.items():
@@ -68,6 +69,7 @@ def every_update(curves: Mapping[str, np.ndarray], noise: Mapping[str, np.ndarra
             axis.fill_between(x, seed - 2 * error, seed + 2 * error, color=OPTIMISERS[optimiser], alpha=0.15, lw=0)
             axis.plot(x, seed, style, lw=1.2, color=OPTIMISERS[optimiser])
         axis.set_title(optimiser, loc="left", size=10)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.set_xlabel("update")
     axes[0, 0].set_ylabel("change of NLL(D′), nats")
     return figure
@@ -80,6 +82,7 @@ def training(panels: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
         for optimiser, curves in by_optimiser.items():
             _curves(axis, np.arange(curves.shape[1]), curves, OPTIMISERS[optimiser], "-", optimiser)
         axis.set_title(title, loc="left", size=10)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.set_xlabel("updates")
     axes[0, 0].legend(frameon=False)
     return figure
