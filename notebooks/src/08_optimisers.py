@@ -190,6 +190,10 @@ pd.Series(final_losses, name="final training loss").round(4).to_frame()
 parallel({"trained twice": P.jobs()}, P.hardware.workers)
 runs = {o: [P.taken_apart(t).load() for t in some] for o, some in P.trainings().items()}  # a run a seed
 
+# %%
+its_own = P.taken_apart(P.adam(P.seeds[0])).answers.load().final_texts  # D' of Adam's first run
+print(its_own[0] if P.show_texts else "texts are not shown")
+
 # %% [markdown]
 # **Was it the same run?** `parameters` is the largest difference of a parameter from the first training's final policy; 0 means
 # bit for bit. `twin` is the largest distance of a step by the formulas above from the real step, as a share of its length.
@@ -246,16 +250,22 @@ means = {o: {link: some[link].mean(1) for link in optimiser.LINKS} for o, some i
 run.figure("links", plots.links(means))
 
 # %%
-other_way = ("preconditioner, whole loss", "batch noise, preconditioned")
-told = (*optimiser.RUNGS, "preconditioned whole", *optimiser.LINKS, *other_way)
-mean = {f"{o}: {what}": seed_interval(chains[o][what].mean(1)) for o in runs for what in told}
-size = {f"{o}: {what}": np.sqrt((chains[o][what] ** 2).mean()) for o in runs for what in told}
-sizes = {row: {"mean": mean[row], "root mean square": size[row]} for row in mean}
+other_way = ("preconditioned whole", "preconditioner, whole loss", "batch noise, preconditioned")
+told = {
+    "Adam": (*optimiser.RUNGS, *optimiser.LINKS, *other_way),
+    "SGD": ("descent", "exact", "batch noise", "second order"),
+}
+chosen = {
+    f"{o}: {what}": 1000 * chains[o][what] for o in runs for what in told[o]
+}  # (seeds, S), in thousandths of a nat
+mean = {row: seed_interval(changes.mean(1)) for row, changes in chosen.items()}
+size = {row: np.sqrt((changes**2).mean()) for row, changes in chosen.items()}
+sizes = {row: {"mean, nats/1000": mean[row], "root mean square": size[row]} for row in chosen}
 as_table(sizes, {"seeds": len(P.seeds), "updates taken apart": len(taken)})
 
 # %% [markdown]
 # **Read it.** The mean says whether a link helps (below zero) or holds back. The root mean square says how much it moves single
-# updates. Intervals are Student's, over seeds. *preconditioned whole* is $-\eta\,v\cdot P^{-1}g$: the two last rows go from descent
+# updates. Intervals are Student's, over seeds. *preconditioned whole* is $-\eta\,v\cdot P^{-1}g$: with it, two rows go from descent
 # to Adam without momentum in the other order, first the preconditioner and then the batch. $P$ holds the square of the batch's own
 # gradient too, so the two are not independent.
 #
