@@ -287,7 +287,7 @@ def test_the_runs_of_plain_descent_differ_in_the_step_alone():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"tuning_seeds": [1]}, "tuning_seeds"),
+        ({"tuning_seeds": [0]}, "tuning_seeds"),
         ({"sgd_rates": []}, "sgd_rates"),
         ({"pair_training": {"weight_decay": 0.1}}, "pair_training.weight_decay=0.1"),
         ({"pair_training": {"batch_size": 700}}, "pair_training.batch_size=700"),
