@@ -2,6 +2,7 @@
 
 from preflab.experiments.ablations import Ablations
 from preflab.experiments.benchmarks import Benchmarks
+from preflab.experiments.common_mode import CommonMode
 from preflab.experiments.coordination import Coordination
 from preflab.experiments.experiment import Parameters
 from preflab.experiments.g_dynamics import GDynamics
@@ -14,6 +15,7 @@ EXPERIMENTS: dict[str, type[Parameters]] = {
     "03_component_ablations": Ablations,
     "04_coordinated_objectives": Coordination,
     "08_optimisers": Optimisers,
+    "09_common_mode": CommonMode,
     "90_benchmarks": Benchmarks,
 }
 

@@ -1,0 +1,133 @@
+"""09_common_mode: where common mode comes from, against how far the samples are from the policy."""
+
+from typing import Annotated, Self
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from preflab.data.worlds.named import world_objectives
+from preflab.decoding import Decoding
+from preflab.experiments.dynamics import Dynamics, Planned
+from preflab.experiments.g_dynamics import GDynamics
+from preflab.methods.ppo import PPO
+from preflab.settings import Positive, Proportion
+from preflab.stages.alignment import Measurement
+from preflab.stages.answers import AnswersStage
+from preflab.stages.base import BaseSettings
+from preflab.stages.common_mode import CommonMode as CommonModeStage
+from preflab.stages.common_mode import Sampling
+from preflab.stages.data import Prompts
+from preflab.stages.drawn import Earlier, Generator, Own, Source
+from preflab.stages.reward import RewardSection
+from preflab.stages.stage import Job, Stage
+from preflab.stages.training import Training, TrainingFromPairs
+from preflab.training.from_pairs import PairTraining
+from preflab.training.from_samples import SampleTraining
+
+OF_02 = {name: field.default for name, field in GDynamics.model_fields.items()}  # its runs are shared
+KNOBS = ("temperature", "top-p", "staleness", "generator")
+OWN, COLD = str(Own()), 0.5  # the policy's own samples; and a sharper decoding: D' is compared on both
+GREEDY = "greedy"
+
+
+class CommonMode(Dynamics):
+    """09_common_mode. The runs are those of notebook 02."""
+
+    temperatures: Annotated[list[Positive], Field(min_length=1)]
+    top_ps: list[Proportion]
+    shifts: list[float]
+    final_temperatures: list[Positive]
+    sampling: Sampling = Sampling()
+    base: BaseSettings = OF_02["base"]
+    ppo: PPO = OF_02["ppo"]
+    pair_training: PairTraining = OF_02["pair_training"]
+    sample_training: SampleTraining = OF_02["sample_training"]
+    reward: RewardSection = OF_02["reward"]
+    measurement: Measurement = OF_02["measurement"]
+
+    @model_validator(mode="after")
+    def _samplers_possible(self) -> Self:
+        if not self.source.startswith("world:") or "(" in self.source:
+            raise ValueError(f"source={self.source!r}: expected a named world, whose generator can be shifted")
+        for name in ("samples", "pairs"):
+            if (size := getattr(self.sampling, name)) > self.train_pairs:
+                raise ValueError(f"sampling.{name}={size}: expected at most train_pairs={self.train_pairs}")
+        if 1.0 in self.top_ps or 1.0 not in self.temperatures:
+            raise ValueError(
+                f"temperatures={self.temperatures}, top_ps={self.top_ps}: expected 1.0 among temperatures only"
+            )
+        return self
+
+    # --- what is measured
+
+    def moments(self, training: Training) -> dict[str, int]:
+        """Policies by name: updates so far. PPO's half-way policy has learnt one epoch on the samples of the measured
+        step before it, which are the least stale ones."""
+        steps = self.measured_steps(training)
+        half = min(steps[1:-1], key=lambda step: abs(step / steps[-1] - 0.5))
+        half = next(iter(training.inner_epochs(half)), half)
+        return {"SFT": 0, "half-way": half, "end": steps[-1]}
+
+    def sources_by_knob(self, training: Training, step: int) -> dict[str, list[Source]]:
+        """Whose samples are measured at one policy. The policy's own stand first wherever they belong."""
+        found: dict[str, list[Source]] = {
+            "temperature": [Own(Decoding(temperature=t)) for t in sorted(self.temperatures)],
+            "top-p": [*(Own(Decoding(top_p=p)) for p in sorted(self.top_ps)), Own()],
+            "staleness": [*(Earlier(s) for s in self._earlier(training, step)), Own()],
+        }
+        if isinstance(training, TrainingFromPairs):
+            found["generator"] = [*(Generator(self._shifted(s, training)) for s in sorted(self.shifts)), Own()]
+        return found
+
+    def _earlier(self, training: Training, step: int) -> list[int]:
+        """Measured steps before this one, the first and the last among them."""
+        before = [s for s in self.measured_steps(training) if s < step]
+        places = np.linspace(0, len(before) - 1, min(self.sampling.earlier, len(before))).round().astype(int)
+        return [before[i] for i in dict.fromkeys(places.tolist())]
+
+    def _shifted(self, shift: float, training: Training):
+        """Training pairs whose generator is moved; at 0 those that DPO learns from."""
+        if not shift:
+            return training.pairs
+        return self.pairs_of(f"{self.source}(shift={shift})", self.objective).train_pairs(training.pairs.seed)
+
+    def finals(self, training: Training) -> tuple[tuple[str, AnswersStage], ...]:
+        """D' by name: greedy answers; sampled ones; greedy ones to the prompts of the world's other objective."""
+        m, own = self.measurement, self.prompts()
+        (other,) = (name for name in world_objectives(self.source.removeprefix("world:")) if name != self.objective)
+        elsewhere = Prompts(self.pairs_of(self.source, other), own.start, own.stop)
+
+        def answers(prompts: Prompts, temperature: float) -> AnswersStage:
+            return AnswersStage(self.base_model, training, prompts, self.max_new_tokens, temperature, m.batch)
+
+        sampled = [(f"temperature {t:g}", answers(own, t)) for t in self.final_temperatures]
+        return ((GREEDY, answers(own, 0.0)), *sampled, (f"greedy, prompts of {other}", answers(elsewhere, 0.0)))
+
+    def common_mode(self, training: Training) -> CommonModeStage:
+        plan = {
+            step: tuple(dict.fromkeys(s for some in self.sources_by_knob(training, step).values() for s in some))
+            for step in self.moments(training).values()
+        }
+        pairs = isinstance(training, TrainingFromPairs)
+        return CommonModeStage(
+            training=training,
+            snapshots=self.alignment(training).snapshots,
+            finals=self.finals(training),
+            plan=tuple(plan.items()),
+            apart=(OWN, str(Own(Decoding(temperature=min(self.temperatures))))),
+            n=self.sampling.pairs if pairs else self.sampling.samples,
+            max_new_tokens=self.max_new_tokens,
+            nll=self.measurement.nll,
+            batch=self.measurement.batch,
+        )
+
+    def stages(self) -> list[Stage]:
+        return [self.common_mode(run.training) for run in self.planned()]
+
+    def jobs(self) -> list[Job]:
+        return [Job(str(run), (self.common_mode(run.training),)) for run in self.planned()]
+
+    def by_method(self) -> dict[str, list[Planned]]:
+        """The runs of DPO and those of PPO, in the order of seeds."""
+        runs = self.planned()
+        return {method: [run for run in runs if run.row.method == method] for method in ("dpo", "ppo")}

@@ -1,0 +1,349 @@
+"""Common mode by its sources: closed forms on tabular policies, decodings against plain definitions, the stage."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+
+from preflab import alignment
+from preflab.common_mode import (
+    PARTS,
+    SOURCES,
+    Split,
+    contributions,
+    cross_entropy_gradient,
+    expected_samples,
+    grid,
+    mean_size,
+    parts_of,
+    share,
+)
+from preflab.decoding import Decoding, kl, next_tokens, next_tokens_of_all, said
+from preflab.errors import BadInput
+from preflab.experiments.variants import Variant
+from preflab.generation import sample
+from preflab.likelihood import collate_responses, token_log_probs
+from preflab.measured import common_mode
+from preflab.paths import project_root
+from preflab.running.cache import Cache
+from preflab.running.reading import parse_yaml, resolve
+from preflab.stages.drawn import Earlier, Generator, Own, PairsDrawer, SamplesDrawer
+from preflab.stages.probe import PairsProbe
+from preflab.stages.stage import keep_in
+from preflab.training.rollout import collect, reference_of
+
+LOGITS = torch.tensor([1.0, 0.3, -0.2, 0.9, -2.0], dtype=torch.float64)  # of a policy over five responses
+
+
+def expected_gradient(logits, q):
+    """E_q[grad log pi] by autograd, one response at a time."""
+    logits = logits.clone().requires_grad_(True)
+    of_each = [torch.autograd.grad(torch.log_softmax(logits, -1)[y], logits)[0] for y in range(len(q))]
+    return sum(p * g for p, g in zip(q, of_each, strict=True))
+
+
+def entropy_gradient(logits):
+    logits = logits.clone().requires_grad_(True)
+    log_pi = torch.log_softmax(logits, -1)
+    return torch.autograd.grad(-(log_pi.exp() * log_pi).sum(), logits)[0]
+
+
+# --- the identity, on a tabular policy
+
+
+def test_samples_of_q_push_a_tabular_policy_by_q_minus_pi():
+    pi = torch.softmax(LOGITS, -1)
+    q = torch.tensor([0.1, 0.2, 0.3, 0.15, 0.25], dtype=torch.float64)
+    torch.testing.assert_close(expected_gradient(LOGITS, q), q - pi)
+    torch.testing.assert_close(expected_gradient(LOGITS, pi), torch.zeros(5, dtype=torch.float64))
+
+
+def test_that_push_is_down_the_kl_to_the_sampler():
+    q = Decoding(temperature=0.7).sampler(torch.log_softmax(LOGITS, -1)).exp()
+    logits = LOGITS.clone().requires_grad_(True)
+    distance = kl(q.log()[None], torch.log_softmax(logits, -1)[None]).sum()
+    torch.testing.assert_close(expected_gradient(LOGITS, q), -torch.autograd.grad(distance, logits)[0])
+
+
+def test_a_little_sharper_is_down_the_entropy_and_a_little_hotter_up():
+    """d/d(1/T) E_q[grad log pi] at T = 1 is minus the gradient of the entropy."""
+    log_pi, small = torch.log_softmax(LOGITS, -1), 1e-5
+    pushes = [
+        expected_gradient(LOGITS, Decoding(temperature=1 / (1 + d)).sampler(log_pi).exp()) for d in (small, -small)
+    ]
+    torch.testing.assert_close((pushes[0] - pushes[1]) / (2 * small), -entropy_gradient(LOGITS), rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("temperature", [0.3, 0.5, 0.7, 1.3, 3.0])
+def test_the_sign_of_what_a_temperature_does_to_entropy_and_to_the_greedy_response(temperature):
+    """Sharper samples lower the entropy and raise the likeliest response; hotter ones do the opposite."""
+    q = Decoding(temperature=temperature).sampler(torch.log_softmax(LOGITS, -1)).exp()
+    push, sharper = expected_gradient(LOGITS, q), 1 if temperature < 1 else -1
+    of_greedy = expected_gradient(LOGITS, torch.nn.functional.one_hot(LOGITS.argmax(), 5).double())
+    assert sharper * float(push @ entropy_gradient(LOGITS)) < 0 < sharper * float(push @ of_greedy)
+
+
+# --- decodings
+
+
+def test_top_p_keeps_the_likeliest_tokens_that_hold_the_mass():
+    log_pi = torch.tensor([[0.5, 0.3, 0.15, 0.05]], dtype=torch.float64).log()
+    kept = Decoding(top_p=0.7).sampler(log_pi).exp()
+    torch.testing.assert_close(kept, torch.tensor([[0.625, 0.375, 0, 0]], dtype=torch.float64))
+    assert float(kl(kept.log(), log_pi)) == pytest.approx(-np.log(0.8))
+    torch.testing.assert_close(Decoding().sampler(log_pi), log_pi)
+
+
+@pytest.mark.parametrize("given", [{"temperature": 0.0}, {"top_p": 0.0}, {"top_p": 1.1}])
+def test_decodings_that_cannot_be(given):
+    with pytest.raises(ValueError, match=next(iter(given))):
+        Decoding(**given)
+
+
+@pytest.fixture
+def case(make_model, make_rows, tokenizer, exact_norm):
+    """A model, prompts and a batch of responses that are not its own."""
+    model = make_model()
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(40)  # far from uniform
+    rows = make_rows(4)
+    batch = collate_responses([(r["prompt_ids"], r["chosen_ids"]) for r in rows], tokenizer.pad_token_id, model.device)
+    return model, batch
+
+
+def test_next_tokens_hold_the_log_probs_of_what_was_said(case):
+    model, batch = case
+    with torch.no_grad():
+        torch.testing.assert_close(said(next_tokens_of_all(model, batch, 3), batch), token_log_probs(model, batch))
+
+
+def test_samples_lie_in_the_support_of_the_sampler_and_the_model_forgets_the_top_p(case, make_pairs, tokenizer):
+    model, _ = case
+    prompts, how = make_pairs(12)["prompt"], {"max_new_tokens": 9, "seed": 3, "batch_size": 5}
+    before = model.generation_config.top_p
+    narrow = Decoding(top_p=0.5).draw(model, tokenizer, prompts, **how)
+    batch = collate_responses(narrow, tokenizer.pad_token_id, model.device)
+    with torch.no_grad():
+        own = next_tokens(model, batch)
+    assert torch.isfinite(said(Decoding(top_p=0.5).sampler(own), batch)).all()
+    wide = Decoding().draw(model, tokenizer, prompts, **how)
+    assert model.generation_config.top_p == before and wide != narrow
+    assert wide == sample(model, tokenizer, list(prompts), temperature=1.0, **how)
+
+
+# --- C and its sources
+
+
+def weights_of(generator, rows=6, length=7, equal=False):
+    mask = (torch.arange(length) < torch.tensor([[7], [3], [5], [1], [6], [2]])).double()
+    advantages = torch.randn(rows, length, generator=generator, dtype=torch.float64) * mask
+    advantages = advantages.sign() * mask if equal else advantages
+    factor = torch.rand(rows, length, generator=generator, dtype=torch.float64) * 2 * mask
+    return advantages, factor, mask
+
+
+def test_the_sources_add_up_to_c():
+    generator = torch.Generator().manual_seed(0)
+    advantages, factor, mask = weights_of(generator)
+    c, s = advantages * factor, torch.randn(6, 7, generator=generator, dtype=torch.float64) * mask
+    found = contributions(parts_of(c, advantages.abs(), factor, mask), s, 6).numpy()
+    split = Split(0, "x", "greedy", 0.0, 0.0, 0.0, np.stack([found, found]))
+    assert split.value("C") == pytest.approx(float(-(c.abs() * s).sum() / 2 / 6))
+    assert split.value("S") == pytest.approx(float(-(c * s).sum() / 2 / 6))
+    m = float(advantages.abs().sum() / mask.sum())
+    assert split.value("samples") == pytest.approx(float(-m * s.sum() / 2 / 6))
+    assert split.value("weights") == pytest.approx(float(-((advantages.abs() - m) * factor * s).sum() / 2 / 6))
+    assert sum(split.value(name) for name in SOURCES) == pytest.approx(split.value("C"))
+    assert share(split, *SOURCES) == pytest.approx(split.value("C") / sum(abs(split.value(n)) for n in SOURCES))
+
+
+def test_equal_weights_leave_nothing_to_the_weights():
+    generator = torch.Generator().manual_seed(1)
+    advantages, _, mask = weights_of(generator, equal=True)
+    s = torch.randn(6, 7, generator=generator, dtype=torch.float64) * mask
+    found = contributions(parts_of(advantages, advantages.abs(), mask, mask), s, 6).numpy()
+    split = Split(0, "x", "greedy", 0.0, 0.0, 0.0, np.stack([found, found]))
+    assert split.value("weights") == pytest.approx(0, abs=1e-12) and split.value("ratio") == 0
+    assert split.value("C") == pytest.approx(split.value("samples"))
+
+
+def test_the_two_rows_of_a_pair_are_one_unit():
+    mask, s = torch.ones(6, 2, dtype=torch.float64), torch.arange(12, dtype=torch.float64).view(6, 2)
+    found = contributions(parts_of(mask, mask, mask, mask), s, 3)
+    assert found.shape == (len(PARTS), 3)
+    assert found[PARTS.index("positive")].tolist() == [-(0 + 1 + 6 + 7), -(2 + 3 + 8 + 9), -(4 + 5 + 10 + 11)]
+
+
+def every_token(model, batch, tokenizer):
+    """One response of one token for every token of the vocabulary, after the prompt of the batch's first row."""
+    start = int(batch["completion_mask"][0].argmax())
+    prompt = batch["input_ids"][0, :start].tolist()
+    return collate_responses([(prompt, [y]) for y in range(len(tokenizer))], tokenizer.pad_token_id, model.device)
+
+
+@pytest.mark.parametrize("decoding", [Decoding(), Decoding(temperature=0.5), Decoding(top_p=0.8)])
+def test_what_samples_are_expected_to_bring_is_the_mean_over_all_that_could_be_drawn(case, tokenizer, decoding):
+    """Every one-token response, weighted by the sampler's probability of it."""
+    model, batch = case
+    parameters = alignment.parameters_of(model)
+    v, m = alignment.nll_gradient(model, [batch], parameters), 0.3
+    all_, first = every_token(model, batch, tokenizer), {name: t[:1] for name, t in batch.items()}
+    s = alignment.token_alignment(model, all_, v)
+    with torch.no_grad():
+        log_q = decoding.sampler(next_tokens(model, {name: t[:1] for name, t in all_.items()}))
+    one = {name: t[:1] for name, t in all_.items()}
+    gradient = cross_entropy_gradient(model, one, log_q, parameters, 4)
+    found = expected_samples(m, v, gradient, 1)
+    assert found == pytest.approx(float(-0.5 * m * (log_q.exp()[0] * s.sum(1)).sum()), rel=1e-6, abs=1e-8)
+    assert (abs(found) < 1e-8) == (decoding == Decoding()) and len(first["input_ids"]) == 1
+
+
+def test_the_ratio_takes_back_what_stale_samples_bring(case, make_model, tokenizer):
+    """With equal |A| and no clip the two sum to zero over all responses, each weighted by the older policy."""
+    model, batch = case
+    older = make_model(seed=5)
+    v = alignment.nll_gradient(model, [batch], alignment.parameters_of(model))
+    all_ = every_token(model, batch, tokenizer)
+    s, mask = alignment.token_alignment(model, all_, v), all_["completion_mask"][:, 1:].double()
+    with torch.no_grad():
+        now, old = token_log_probs(model, all_), token_log_probs(older, all_)
+    factor = torch.exp(now - old) * mask
+    of_each = contributions(parts_of(factor, mask, factor, mask), s, len(mask)) * old.sum(1).exp()
+    samples, ratio = (float(of_each[PARTS.index(name)].sum()) for name in ("samples", "ratio"))
+    assert samples == pytest.approx(-ratio, rel=1e-6) and abs(samples) > 1e-3
+
+
+def test_error_is_that_of_a_mean_over_units_and_half_the_difference_of_the_halves():
+    units = np.zeros((2, len(PARTS), 4))
+    units[0, 2], units[1, 2] = [2, 4, 6, 8], [0, 2, 4, 6]
+    split = Split(0, "x", "greedy", 0.0, 0.0, 0.0, units)
+    assert split.value("samples") == 2
+    assert split.error("samples") == pytest.approx(np.hypot(np.std([0.5, 1.5, 2.5, 3.5], ddof=1) / 2, 0.5))
+
+
+# --- the stage
+
+NOTEBOOK = project_root() / "notebooks" / "src" / "09_common_mode.py"
+VALUES = parse_yaml((project_root() / "params" / "smoke" / "09_common_mode.yaml").read_text(), "smoke")
+
+
+@pytest.fixture(autouse=True)
+def results(tmp_path_factory):
+    """One cache for the module: what one test trained the next may load."""
+    keep_in(Cache(tmp_path_factory.getbasetemp() / "common_mode"))
+
+
+def parameters(**given):
+    return resolve(NOTEBOOK, {**VALUES, "seeds": [0], **given}, "test")
+
+
+def run_of(p, method):
+    return p.training(Variant(method=method), 0)
+
+
+@pytest.mark.parametrize("method", ["dpo", "ppo"])
+def test_every_source_is_measured_at_every_moment_and_own_samples_are_expected_to_bring_nothing(method):
+    p = parameters()
+    training = run_of(p, method)
+    splits = p.common_mode(training).load()
+    for step in p.moments(training).values():
+        names = {str(s) for some in p.sources_by_knob(training, step).values() for s in some}
+        assert {x.source for x in splits if (x.step, x.final) == (step, "greedy")} == names
+        others = {x.source for x in splits if x.step == step and x.final != "greedy"}
+        assert others == {"temperature 1", "temperature 0.5"}
+    for x in splits:
+        if x.source == "temperature 1":
+            assert x.kl == pytest.approx(0, abs=1e-9) and x.expected == pytest.approx(0, abs=1e-9)
+        assert np.isnan(x.kl) == x.source.startswith("generator")
+        assert (x.value("ratio") == 0) == (method == "dpo" or not x.source.startswith("policy"))
+    assert grid([splits], "kl", 0, "greedy", ["temperature 0.5"])[0, 0] > 0
+    assert grid([splits], "error C", 0, "greedy", ["temperature 0.5"])[0, 0] > 0
+
+
+def test_pairs_that_dpo_learns_from_have_the_c_that_notebook_02_measures():
+    p = parameters()
+    training = run_of(p, "dpo")
+    stage = p.common_mode(training)
+    theirs = replace(p.alignment(training), probe=PairsProbe(stage.n)).load()
+    of_step = dict(zip(theirs.steps.tolist(), range(len(theirs.steps)), strict=True))
+    for x in stage.load():
+        if (x.source, x.final) == ("generator, shift 0", "greedy"):
+            whole = common_mode([theirs])
+            for name in ("C", "samples", "weights"):
+                assert x.value(name) == pytest.approx(whole[name][0, of_step[x.step]], rel=1e-6, abs=1e-6)
+
+
+def test_advantages_are_those_of_an_iteration():
+    p = parameters()
+    training = run_of(p, "ppo")
+    stage, found = p.common_mode(training), []
+
+    def look(step, policy, values):
+        drawer = SamplesDrawer(training, 6, 8, 5)
+        reference = reference_of(policy, training.base.load(scoring=True))
+        how = {"max_new_tokens": 8, "size": 5, "seed": [0, step], "accelerator": Accelerator()}
+        tokenizer = training.base.tokenizer()
+        args = (policy, values, tokenizer, drawer.prompts, reference, training.reward.load(), training.method)
+        rollout = collect(*args, **how)
+        found.append((drawer._advantages(policy, values, step, rollout.samples, rollout.batch), rollout.advantages))
+
+    stage.snapshots.visit(look)
+    assert len(found) > 3
+    for ours, theirs in found:
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_pairs_of_own_samples_are_labelled_like_those_of_the_world():
+    p = parameters()
+    drawer = PairsDrawer(run_of(p, "dpo"), 4, 8, 5)
+    tokenizer = drawer.training.base.tokenizer()
+    prompt = drawer.prompts[0]
+    drawer.prompts = [prompt] * 4000
+    good, bad = (
+        [([0], tokenizer(text, add_special_tokens=False)["input_ids"])] * 4000
+        for text in ("sorry i can not help you", "")
+    )
+    from scipy.special import expit
+
+    from preflab.rewards import utilities
+
+    of = drawer.training.pairs.of
+    u, v = (utilities(of.utility, [prompt], [text])[0] for text in ("sorry i can not help you", ""))
+    first = drawer._first_preferred((good, bad), np.random.default_rng(0))
+    assert first.mean() == pytest.approx(expit((u - v) / of.world.temperature(of.objective)), abs=0.03)
+
+
+def test_policies_and_samplers_are_those_of_the_plan():
+    p = parameters()
+    for method in ("dpo", "ppo"):
+        training = run_of(p, method)
+        moments = p.moments(training)
+        assert moments["SFT"] == 0 and moments["end"] == p.updates_of(training)
+        assert set(moments.values()) <= set(p.alignment(training).snapshots.steps)
+        by_knob = p.sources_by_knob(training, moments["end"])
+        assert by_knob["staleness"][0] == Earlier(0) and by_knob["staleness"][-1] == Own()
+        assert [type(s) for s in by_knob.get("generator", [])[:1]] == [Generator] * (method == "dpo")
+    assert json.dumps(p.values(), default=str)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"source": "world:guide-conflict(shift=0.5)"}, "(shift=0.5)': expected a named world"),
+        ({"temperatures": [0.5]}, "expected 1.0 among temperatures only"),
+        ({"top_ps": [1.0]}, "expected 1.0 among temperatures only"),
+        ({"temperatures": [1.0, 0.0]}, "temperatures"),
+        ({"sampling": {"samples": 8, "pairs": 999}}, "sampling.pairs=999: expected at most train_pairs="),
+    ],
+)  # fmt: skip
+def test_parameters_that_cannot_be(given, message):
+    with pytest.raises(BadInput) as error:
+        parameters(**given)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_the_mean_size_is_of_response_tokens():
+    assert float(mean_size(torch.tensor([[1.0, 5.0, 9.0]]), torch.tensor([[1.0, 1.0, 0.0]]))) == 3
