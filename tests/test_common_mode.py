@@ -333,8 +333,10 @@ def test_policies_and_samplers_are_those_of_the_plan():
     ("given", "message"),
     [
         ({"source": "world:guide-conflict(shift=0.5)"}, "(shift=0.5)': expected a named world"),
-        ({"temperatures": [0.5]}, "expected 1.0 among temperatures only"),
-        ({"top_ps": [1.0]}, "expected 1.0 among temperatures only"),
+        ({"temperatures": [0.5, 1.3]}, "temperatures=[0.5, 1.3]: expected 1.0, a lower and a higher one"),
+        ({"temperatures": [0.5, 1.0]}, "expected 1.0, a lower and a higher one"),
+        ({"top_ps": [1.0]}, "top_ps"),
+        ({"shifts": [1.0]}, "shifts=[1.0]: expected 0.0 among them"),
         ({"temperatures": [1.0, 0.0]}, "temperatures"),
         ({"sampling": {"samples": 8, "pairs": 999}}, "sampling.pairs=999: expected at most train_pairs="),
     ],

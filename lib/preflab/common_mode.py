@@ -101,7 +101,7 @@ class Split:
         return float(self.of(name).mean())
 
     def error(self, name: str) -> float:
-        """Standard error of `value`: of a mean over units and, in quadrature, half the difference of the halves of D'."""
+        """Standard error of `value`: of a mean over units, with half the difference of the halves of D' in quadrature."""
         units = self.of(name)
         of_units = units.mean(0).std(ddof=1) / np.sqrt(units.shape[1])
         return float(np.hypot(of_units, (units[0].mean() - units[1].mean()) / 2))

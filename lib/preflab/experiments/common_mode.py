@@ -5,12 +5,13 @@ from typing import Annotated, Self
 import numpy as np
 from pydantic import Field, model_validator
 
+from preflab.claims.common_mode import Names
 from preflab.data.worlds.named import world_objectives
 from preflab.decoding import Decoding
 from preflab.experiments.dynamics import Dynamics, Planned
 from preflab.experiments.g_dynamics import GDynamics
 from preflab.methods.ppo import PPO
-from preflab.settings import Positive, Proportion
+from preflab.settings import Between, Positive
 from preflab.stages.alignment import Measurement
 from preflab.stages.answers import AnswersStage
 from preflab.stages.base import BaseSettings
@@ -26,7 +27,7 @@ from preflab.training.from_samples import SampleTraining
 
 OF_02 = {name: field.default for name, field in GDynamics.model_fields.items()}  # its runs are shared
 KNOBS = ("temperature", "top-p", "staleness", "generator")
-OWN, COLD = str(Own()), 0.5  # the policy's own samples; and a sharper decoding: D' is compared on both
+OWN = str(Own())  # the policy's own samples
 GREEDY = "greedy"
 
 
@@ -34,7 +35,7 @@ class CommonMode(Dynamics):
     """09_common_mode. The runs are those of notebook 02."""
 
     temperatures: Annotated[list[Positive], Field(min_length=1)]
-    top_ps: list[Proportion]
+    top_ps: list[Between]
     shifts: list[float]
     final_temperatures: list[Positive]
     sampling: Sampling = Sampling()
@@ -52,10 +53,10 @@ class CommonMode(Dynamics):
         for name in ("samples", "pairs"):
             if (size := getattr(self.sampling, name)) > self.train_pairs:
                 raise ValueError(f"sampling.{name}={size}: expected at most train_pairs={self.train_pairs}")
-        if 1.0 in self.top_ps or 1.0 not in self.temperatures:
-            raise ValueError(
-                f"temperatures={self.temperatures}, top_ps={self.top_ps}: expected 1.0 among temperatures only"
-            )
+        if not min(self.temperatures) < 1 < max(self.temperatures) or 1.0 not in self.temperatures:
+            raise ValueError(f"temperatures={self.temperatures}: expected 1.0, a lower and a higher one")
+        if 0.0 not in self.shifts:
+            raise ValueError(f"shifts={self.shifts}: expected 0.0 among them, the pairs that DPO learns from")
         return self
 
     # --- what is measured
@@ -114,12 +115,18 @@ class CommonMode(Dynamics):
             snapshots=self.alignment(training).snapshots,
             finals=self.finals(training),
             plan=tuple(plan.items()),
-            apart=(OWN, str(Own(Decoding(temperature=min(self.temperatures))))),
+            apart=(OWN, self.names().sharper),
             n=self.sampling.pairs if pairs else self.sampling.samples,
             max_new_tokens=self.max_new_tokens,
             nll=self.measurement.nll,
             batch=self.measurement.batch,
         )
+
+    def names(self) -> Names:
+        """The sources that the rules look at."""
+        sharper, hotter = (str(Own(Decoding(temperature=t))) for t in (min(self.temperatures), max(self.temperatures)))
+        shift = self.pairs.world.shift
+        return Names(OWN, sharper, hotter, sft=str(Earlier(0)), data=f"generator, shift {shift:g}", final=GREEDY)
 
     def stages(self) -> list[Stage]:
         return [self.common_mode(run.training) for run in self.planned()]
