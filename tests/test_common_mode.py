@@ -16,8 +16,8 @@ from preflab.common_mode import (
     contributions,
     cross_entropy_gradient,
     expected_samples,
-    grid,
     mean_size,
+    panel,
     parts_of,
     share,
 )
@@ -259,8 +259,11 @@ def test_every_source_is_measured_at_every_moment_and_own_samples_are_expected_t
             assert x.kl == pytest.approx(0, abs=1e-9) and x.expected == pytest.approx(0, abs=1e-9)
         assert np.isnan(x.kl) == x.source.startswith("generator")
         assert (x.value("ratio") == 0) == (method == "dpo" or not x.source.startswith("policy"))
-    assert grid([splits], "kl", 0, "greedy", ["temperature 0.5"])[0, 0] > 0
-    assert grid([splits], "error C", 0, "greedy", ["temperature 0.5"])[0, 0] > 0
+    found = panel([splits] * 3, [(0, "temperature 0.5", "greedy"), (0, "temperature 1", "greedy")])
+    assert found["C"].shape == found["error ratio"].shape == (3, 2) and found["low"].shape == (2,)
+    assert found["kl"][0, 0] > 0 and (found["error C"] > 0).all()
+    np.testing.assert_allclose(found["low"], found["C"].mean(0))  # three equal runs
+    assert np.isnan(panel([splits] * 2, [(0, "temperature 1", "greedy")])["high"]).all()
 
 
 def test_pairs_that_dpo_learns_from_have_the_c_that_notebook_02_measures():

@@ -16,7 +16,7 @@ summed over tokens: 0 for q = pi, where the KL has its minimum. It is above 0 if
 policy nearer to the sampler.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +26,7 @@ from preflab.alignment import Gradient, dot
 from preflab.decoding import next_tokens, pieces
 from preflab.hardware import precise
 from preflab.layout import Batch
+from preflab.statistics import seed_interval
 
 PARTS = ("positive", "negative", "samples", "ratio")  # the kept rows of contributions
 SOURCES = ("samples", "ratio", "weights")  # of C
@@ -101,24 +102,35 @@ class Split:
         return float(self.of(name).mean())
 
     def error(self, name: str) -> float:
-        """Standard error of `value`: of a mean over units, with half the difference of the halves of D' in quadrature."""
+        """Standard error of `value`: of a mean over units; half the difference of the halves of D' in quadrature."""
         units = self.of(name)
         of_units = units.mean(0).std(ddof=1) / np.sqrt(units.shape[1])
         return float(np.hypot(of_units, (units[0].mean() - units[1].mean()) / 2))
 
 
-def grid(runs: Sequence[Iterable[Split]], name: str, step: int, final: str, sources: Sequence[str]) -> np.ndarray:
-    """A number of each source at one step, of several runs: (runs, sources). `name` is that of a part of C, or a field;
-    "error NAME" is the standard error of a part."""
-    found = [{split.source: split for split in run if (split.step, split.final) == (step, final)} for run in runs]
-    return np.array([[_number(run[source], name) for source in sources] for run in found])
+Cell = tuple[int, str, str]  # step, source, final of a Split
+Panel = dict[str, np.ndarray]  # what `panel` returns
 
 
-def _number(split: Split, name: str) -> float:
-    if name in ("kl", "surprise", "expected"):
-        return {"kl": split.kl, "surprise": split.surprise, "expected": split.expected}[name]
-    kind, _, part = name.rpartition(" ")
-    return split.error(part) if kind == "error" else split.value(part)
+def panel(runs: Sequence[Iterable[Split]], cells: Sequence[Cell]) -> Panel:
+    """What was measured in some cells, of several runs: (runs, cells) each.
+
+    S, C, each of SOURCES and its standard error ("error samples"), kl, surprise and expected. Beside them `low` and
+    `high`, (cells,), the ends of Student's interval of C over runs; NaN for fewer than three runs.
+    """
+    found = [{(x.step, x.source, x.final): x for x in run} for run in runs]
+    splits = [[run[cell] for cell in cells] for run in found]
+
+    def each(read: Callable[[Split], float]) -> np.ndarray:
+        return np.array([[read(x) for x in row] for row in splits])
+
+    parts = {name: each(lambda x, name=name: x.value(name)) for name in ("S", "C", *SOURCES)}
+    errors = {f"error {name}": each(lambda x, name=name: x.error(name)) for name in ("C", *SOURCES)}
+    ends = np.full((2, len(cells)), np.nan)
+    if len(splits) > 2:
+        ends = np.array([[i.low, i.high] for i in map(seed_interval, parts["C"].T)]).T
+    told = {"kl": each(lambda x: x.kl), "surprise": each(lambda x: x.surprise), "expected": each(lambda x: x.expected)}
+    return parts | errors | told | {"low": ends[0], "high": ends[1]}
 
 
 def share(split: Split, *names: str) -> float:

@@ -1,11 +1,13 @@
 """09_common_mode: where common mode comes from, against how far the samples are from the policy."""
 
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Self
 
 import numpy as np
 from pydantic import Field, model_validator
 
 from preflab.claims.common_mode import Names
+from preflab.common_mode import Panel, Split, panel
 from preflab.data.worlds.named import world_objectives
 from preflab.decoding import Decoding
 from preflab.experiments.dynamics import Dynamics, Planned
@@ -26,7 +28,6 @@ from preflab.training.from_pairs import PairTraining
 from preflab.training.from_samples import SampleTraining
 
 OF_02 = {name: field.default for name, field in GDynamics.model_fields.items()}  # its runs are shared
-KNOBS = ("temperature", "top-p", "staleness", "generator")
 OWN = str(Own())  # the policy's own samples
 GREEDY = "greedy"
 
@@ -128,6 +129,32 @@ class CommonMode(Dynamics):
         shift = self.pairs.world.shift
         return Names(OWN, sharper, hotter, sft=str(Earlier(0)), data=f"generator, shift {shift:g}", final=GREEDY)
 
+    # --- what is shown
+
+    def panels(self, training: Training, runs: Sequence[Iterable[Split]]) -> dict[str, dict[str, Panel]]:
+        """What was measured of the runs of a method, of which `training` is one: policy -> knob -> panel."""
+        return {
+            moment: {
+                knob: panel(runs, [(step, str(source), GREEDY) for source in sources])
+                for knob, sources in self.sources_by_knob(training, step).items()
+            }
+            for moment, step in self.moments(training).items()
+        }
+
+    def bars(self, training: Training, moment: str, panels: Mapping[str, Panel]) -> dict[str, tuple[list[str], Panel]]:
+        """The panels of one policy, knob by knob, with what stands below each bar: setting and distance."""
+        by_knob = self.sources_by_knob(training, self.moments(training)[moment])
+        return {knob: (_labels(by_knob[knob], of), of) for knob, of in panels.items()}
+
+    def bars_of_finals(self, training: Training, moment: str, runs: Sequence[Iterable[Split]]):
+        """The same for other D': on the policy's own samples, and on sharper ones."""
+        step, names = self.moments(training)[moment], [name for name, _ in self.finals(training)]
+        labels = [name.replace(" ", "\n", 1) for name in names]
+        return {
+            f"D', samples at {source}": (labels, panel(runs, [(step, source, name) for name in names]))
+            for source in (OWN, self.names().sharper)
+        }
+
     def stages(self) -> list[Stage]:
         return [self.common_mode(run.training) for run in self.planned()]
 
@@ -138,3 +165,42 @@ class CommonMode(Dynamics):
         """The runs of DPO and those of PPO, in the order of seeds."""
         runs = self.planned()
         return {method: [run for run in runs if run.row.method == method] for method in ("dpo", "ppo")}
+
+
+def _labels(sources: Sequence[Source], of: Panel) -> list[str]:
+    """Setting and distance of each source; the last is the policy itself."""
+    above = of["surprise"] - of["surprise"][:, -1:]
+    distances = [
+        f"{x:+.2f}" if np.isnan(kl) else f"{kl:.3f}" for x, kl in zip(above.mean(0), of["kl"].mean(0), strict=True)
+    ]
+    return [f"{_setting(s)}\n{distance}" for s, distance in zip(sources, distances, strict=True)]
+
+
+def _setting(source: Source) -> str:
+    match source:
+        case Earlier(step):
+            return f"after {step}"
+        case Generator(pairs):
+            return f"shift {pairs.of.world.shift:g}"
+    decoding = source.decoding
+    return (
+        "own"
+        if decoding == Decoding()
+        else f"p {decoding.top_p:g}"
+        if decoding.top_p < 1
+        else f"T {decoding.temperature:g}"
+    )
+
+
+def agreement(panels: Iterable[Panel]) -> dict[str, float]:
+    """How well the measured samples part agrees with the expected one, over all settings and seeds whose sampler is
+    known: their correlation, and the root mean square of their difference in standard errors, 1 if all is chance."""
+    rows = [np.stack([of[k] for k in ("samples", "expected", "error samples")]).reshape(3, -1) for of in panels]
+    measured, expected, error = np.concatenate(rows, axis=1)
+    known = np.isfinite(expected)
+    z = ((measured - expected) / error)[known]
+    return {
+        "settings": int(known.sum()),
+        "correlation": float(np.corrcoef(measured[known], expected[known])[0, 1]),
+        "difference in standard errors": float(np.sqrt((z**2).mean())),
+    }

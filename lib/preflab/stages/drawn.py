@@ -113,6 +113,7 @@ class PairsDrawer:
     def __init__(self, training: TrainingFromPairs, n: int, max_new_tokens: int, size: int):
         self.training, self.n, self.max_new_tokens, self.size = training, n, max_new_tokens, size
         self.prompts = prompts_of(training, n)
+        self.temperature = training.pairs.of.world.temperature(training.pairs.of.objective)
 
     def draw(self, policy: PreTrainedModel, values: None, step: int, decoding: Decoding) -> Drawn:
         seed = [self.training.seed, step, 2]
@@ -130,9 +131,9 @@ class PairsDrawer:
         return self._drawn(collate(rows, base.tokenizer().pad_token_id, device), None)
 
     def _first_preferred(self, both: Sequence[list[Sample]], rng: np.random.Generator) -> np.ndarray:
-        of, tokenizer = self.training.pairs.of, self.training.base.tokenizer()
-        u, v = (utilities(of.utility, self.prompts, decode(tokenizer, side)) for side in both)
-        return rng.random(len(u)) < expit((u - v) / of.world.temperature(of.objective))
+        objective, tokenizer = self.training.pairs.of.utility, self.training.base.tokenizer()
+        u, v = (utilities(objective, self.prompts, decode(tokenizer, side)) for side in both)
+        return rng.random(len(u)) < expit((u - v) / self.temperature)
 
     @torch.no_grad()
     def _drawn(self, batch: Batch, log_q: torch.Tensor | None) -> Drawn:
