@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from scipy.special import expit
 
 from preflab import alignment
 from preflab.common_mode import (
@@ -21,6 +22,7 @@ from preflab.common_mode import (
     parts_of,
     share,
 )
+from preflab.data.worlds import REFUSAL
 from preflab.decoding import Decoding, kl, next_tokens, next_tokens_of_all, said
 from preflab.errors import BadInput
 from preflab.experiments.variants import Variant
@@ -28,6 +30,7 @@ from preflab.generation import sample
 from preflab.likelihood import collate_responses, token_log_probs
 from preflab.measured import common_mode
 from preflab.paths import project_root
+from preflab.rewards import utilities
 from preflab.running.cache import Cache
 from preflab.running.reading import parse_yaml, resolve
 from preflab.stages.drawn import Earlier, Generator, Own, PairsDrawer, SamplesDrawer
@@ -253,7 +256,7 @@ def test_every_source_is_measured_at_every_moment_and_own_samples_are_expected_t
         names = {str(s) for some in p.sources_by_knob(training, step).values() for s in some}
         assert {x.source for x in splits if (x.step, x.final) == (step, "greedy")} == names
         others = {x.source for x in splits if x.step == step and x.final != "greedy"}
-        assert others == {"temperature 1", "temperature 0.5"}
+        assert others == ({"temperature 1", "temperature 0.5"} if step == p.moments(training)["end"] else set())
     for x in splits:
         if x.source == "temperature 1":
             assert x.kl == pytest.approx(0, abs=1e-9) and x.expected == pytest.approx(0, abs=1e-9)
@@ -300,23 +303,17 @@ def test_advantages_are_those_of_an_iteration():
 
 
 def test_pairs_of_own_samples_are_labelled_like_those_of_the_world():
+    """The same two responses many times: the first is preferred as often as the world's temperature says."""
     p = parameters()
-    drawer = PairsDrawer(run_of(p, "dpo"), 4, 8, 5)
-    tokenizer = drawer.training.base.tokenizer()
-    prompt = drawer.prompts[0]
-    drawer.prompts = [prompt] * 4000
-    good, bad = (
-        [([0], tokenizer(text, add_special_tokens=False)["input_ids"])] * 4000
-        for text in ("sorry i can not help you", "")
-    )
-    from scipy.special import expit
-
-    from preflab.rewards import utilities
-
-    of = drawer.training.pairs.of
-    u, v = (utilities(of.utility, [prompt], [text])[0] for text in ("sorry i can not help you", ""))
-    first = drawer._first_preferred((good, bad), np.random.default_rng(0))
-    assert first.mean() == pytest.approx(expit((u - v) / of.world.temperature(of.objective)), abs=0.03)
+    drawer, n = PairsDrawer(run_of(p, "dpo"), 4, 8, 5), 4000
+    world, tokenizer = drawer.training.pairs.of.world, drawer.training.base.tokenizer()
+    drawer.prompts = drawer.prompts[:1] * n
+    texts = (REFUSAL, "")
+    sides = [[([0], tokenizer(text, add_special_tokens=False)["input_ids"])] * n for text in texts]
+    u, v = (utilities(world.objective("helpful"), drawer.prompts[:1], [text])[0] for text in texts)
+    first = drawer._first_preferred(sides, np.random.default_rng(0))
+    probability = expit((u - v) / world.temperature("helpful"))
+    assert 0.02 < probability < 0.98 and first.mean() == pytest.approx(probability, abs=0.03)
 
 
 def test_policies_and_samplers_are_those_of_the_plan():
@@ -335,7 +332,7 @@ def test_policies_and_samplers_are_those_of_the_plan():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"source": "world:guide-conflict(shift=0.5)"}, "(shift=0.5)': expected a named world"),
+        ({"source": "world:conflict(shift=0.5)"}, "(shift=0.5)': expected a named world"),
         ({"temperatures": [0.5, 1.3]}, "temperatures=[0.5, 1.3]: expected 1.0, a lower and a higher one"),
         ({"temperatures": [0.5, 1.0]}, "expected 1.0, a lower and a higher one"),
         ({"top_ps": [1.0]}, "top_ps"),

@@ -41,7 +41,7 @@ max_new_tokens: int = 88
 seeds: list = [0, 1]  # of training pairs, adapter, batch order and samples; base and reward model are one and fixed
 show_texts: bool = True  # print prompts and responses; off for data that is not fit to print
 temperatures: list = [0.5, 0.7, 1.0, 1.3]  # that samples are drawn at; 1.0 is the policy itself
-top_ps: list = [0.7, 0.9]  # the same, at temperature 1
+top_ps: list = [0.8]  # the same, at temperature 1
 shifts: list = [0.0, 1.0]  # of the generator of DPO's pairs; 0.0 are the pairs that it learns from
 final_temperatures: list = [0.5, 1.0]  # of other D' beside the greedy one
 # Sections: what is given here is laid over the defaults, which are printed below.

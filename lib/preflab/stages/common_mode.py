@@ -27,15 +27,15 @@ from preflab.training.rollout import Values
 class Sampling:
     """Section `sampling`: how much is drawn of every sampler."""
 
-    samples: Count = 96  # of PPO
-    pairs: Count = 64  # of DPO: two samples each
-    earlier: Count = 3  # earlier policies of a run whose samples are measured: the first, the last, and between
+    samples: Count = 64  # of PPO
+    pairs: Count = 32  # of DPO: two samples each
+    earlier: Count = 2  # earlier policies whose samples are measured: of the measured steps before, the first and the last among them
 
 
 @dataclass(frozen=True)
 class CommonMode(Stage):
     """`plan`: at which updates, and on whose samples. `finals`: D' by name; the first is measured on every source, the
-    others only on those sources whose names are in `apart`."""
+    others only at the last of the updates, on those sources whose names are in `apart`."""
 
     training: Training
     snapshots: Snapshots
@@ -121,7 +121,7 @@ class _Meter:
             "surprise": float(-now.sum() / mask.sum()),
         }
         for name, halves in v.items():
-            if name != self.stage.finals[0][0] and str(source) not in self.stage.apart:
+            if name != self.stage.finals[0][0] and (str(source) not in self.stage.apart or step < max(self.plan)):
                 continue
             s = [_token_alignment(policy, batch, half, size) for half in halves]
             expected = [expected_samples(m, half, pull, drawn.n) for half in halves] if known else None
