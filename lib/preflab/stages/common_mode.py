@@ -29,7 +29,7 @@ class Sampling:
 
     samples: Count = 64  # of PPO
     pairs: Count = 32  # of DPO: two samples each
-    earlier: Count = 2  # earlier policies whose samples are measured: of the measured steps before, the first and the last among them
+    earlier: Count = 2  # earlier policies whose samples are measured, the first and the last among them
 
 
 @dataclass(frozen=True)
