@@ -74,7 +74,7 @@ from preflab.claims import table as table_of
 from preflab.claims import withheld
 from preflab.claims.registration import registered
 from preflab.decoding import Decoding, kl, next_tokens
-from preflab.experiments.common_mode import agreement
+from preflab.experiments.common_mode import agreement, roles
 from preflab.figures import common_mode as plots
 from preflab.generation import decode
 from preflab.judging import as_table, counted
@@ -222,26 +222,47 @@ pd.DataFrame(moments).T.rename_axis(columns="updates of each policy")
 panels = {method: P.panels(some[0], found[method]) for method, some in runs.items()}  # method -> policy -> knob
 
 
-def bars(moment):
-    return {method: P.bars(some[0], moment, panels[method][moment]) for method, some in runs.items()}
+def bars(moment, method):
+    return P.bars(runs[method][0], moment, panels[method][moment])  # knob: what stands below the bars, and the bars
 
 
-run.figure("half_way", plots.by_knob(bars("half-way")))
+run.figure("half_way", plots.by_knob({method: bars("half-way", method) for method in runs}))
 
 # %% [markdown]
 # The last policy:
 
 # %%
-run.figure("end", plots.by_knob(bars("end")))
+run.figure("end", plots.by_knob({method: bars("end", method) for method in runs}))
 
 # %% [markdown]
 # And the SFT model, before which there is nothing stale:
 
 # %%
-run.figure("sft", plots.by_knob(bars("SFT")))
+run.figure("sft", plots.by_knob({method: bars("SFT", method) for method in runs}))
 
 # %% [markdown]
-# **Read it.** TODO
+# **Read it.** In the default run the orange bars go as predicted: up for sharper decodings, down for hotter ones and for stale
+# samples, nearly nothing on the policy's own. In DPO they are all there is, because the weights of its pairs hardly differ. Pairs of its
+# own samples leave nothing of $C$; the pairs of the data pull it down as soon as the policy has left them. In PPO the blue bar
+# of the ratio is about as long as the orange one of the SFT model's samples, and points the other way. On its own samples, what is left of
+# PPO's $C$ is the weights'.
+#
+# The generator of shift 1 says the right thing more often and surprises the policy *less* than the policy itself does, as a sharper
+# decoding would. Still its samples part has not the sign of a sharper decoding: surprise is no distance, and the direction counts.
+#
+# ## What it makes of positive and negative learning
+#
+# $G_+=S+C$ and $G_-=S-C$. If $C$ is larger than $\lvert S\rvert$, the two have different signs. The last policy again:
+
+# %%
+by_setting = {method.upper(): roles(bars("end", method)) for method in runs}
+signs = {f"{m}, {setting}": row for m, of in by_setting.items() for setting, row in of.items()}
+as_table(signs, {"seeds": len(P.seeds)})
+
+# %% [markdown]
+# **Read it.** In the default run PPO at temperature 0.5 has $G_+>0>G_-$: the pattern of the paper's Figure 2b. On the same policy,
+# with the same reward, it is gone at temperature 1 and turned round at 1.3. So the pattern alone says nothing of good and bad
+# responses. Whoever reports it has to say how the samples were drawn. (We do not know how the paper drew its samples.)
 #
 # ## Against the distance
 #
@@ -260,7 +281,8 @@ agreements = {
 as_table(agreements, {"seeds": len(P.seeds)})
 
 # %% [markdown]
-# **Read it.** TODO
+# **Read it.** The measured parts lie on the lines, within their errors. So nothing but the distance, and the direction of $D'$, is needed to
+# foretell them: no reward, no label, no advantage.
 #
 # ## How far it hangs on D'
 #
@@ -271,7 +293,9 @@ as_table(agreements, {"seeds": len(P.seeds)})
 run.figure("finals", plots.by_knob({m: P.bars_of_finals(some[0], "end", found[m]) for m, some in runs.items()}))
 
 # %% [markdown]
-# **Read it.** TODO
+# **Read it.** In the default run greedy answers to the other prompts say the same, with the same sign. The more $D'$ is sampled, the less
+# is left: at temperature 1 $D'$ are samples of the last policy itself, so $v$ vanishes but for noise, and everything with it. The sign that
+# a decoding gives to $C$ is a statement about *greedy* final responses.
 #
 # ## Verdicts on the predictions
 #
@@ -297,6 +321,7 @@ folder = run.finish(
         "moments": moments,
         "agreement": agreements,
         "numbers": numbers,
+        "roles": by_setting,
         "registration": registration.sha256,
     },
     series={

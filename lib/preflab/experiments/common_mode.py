@@ -192,6 +192,16 @@ def _setting(source: Source) -> str:
     )
 
 
+def roles(bars: Mapping[str, tuple[Sequence[str], Panel]]) -> dict[str, dict[str, float]]:
+    """G of positive and negative learning by setting, means over seeds; `bars` as those of a method."""
+    found = {}
+    for labels, of in bars.values():
+        s, c = of["S"].mean(0), of["C"].mean(0)
+        settings = [label.partition("\n")[0] for label in labels]
+        found |= {name: {"G of positive": s[i] + c[i], "G of negative": s[i] - c[i]} for i, name in enumerate(settings)}
+    return found
+
+
 def agreement(panels: Iterable[Panel]) -> dict[str, float]:
     """How well the measured samples part agrees with the expected one, over all settings and seeds whose sampler is
     known: their correlation, and the root mean square of their difference in standard errors, 1 if all is chance."""
