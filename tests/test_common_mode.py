@@ -25,6 +25,7 @@ from preflab.common_mode import (
 from preflab.data.worlds import REFUSAL
 from preflab.decoding import Decoding, kl, next_tokens, next_tokens_of_all, said
 from preflab.errors import BadInput
+from preflab.experiments.common_mode import agreement, roles
 from preflab.experiments.variants import Variant
 from preflab.generation import sample
 from preflab.likelihood import collate_responses, token_log_probs
@@ -349,3 +350,36 @@ def test_parameters_that_cannot_be(given, message):
 
 def test_the_mean_size_is_of_response_tokens():
     assert float(mean_size(torch.tensor([[1.0, 5.0, 9.0]]), torch.tensor([[1.0, 1.0, 0.0]]))) == 3
+
+
+# --- what is shown
+
+
+def test_roles_are_the_sum_and_the_difference_of_s_and_c():
+    of = {"S": np.array([[1.0, 0.0], [3.0, 0.0]]), "C": np.array([[5.0, -1.0], [5.0, -3.0]])}
+    assert roles({"temperature": (["T 0.5\n0.07", "own\n0.000"], of)}) == {
+        "T 0.5": {"G of positive": 7, "G of negative": -3},
+        "own": {"G of positive": -2, "G of negative": 2},
+    }
+
+
+def test_agreement_is_in_standard_errors_and_leaves_out_samplers_that_nobody_knows():
+    panels = {
+        "samples": np.array([[1.0, 4.0, 9.0]]),
+        "expected": np.array([[3.0, 4.0, np.nan]]),
+        "error samples": np.array([[1.0, 1.0, 1.0]]),
+    }
+    found = agreement([panels, {**panels, "samples": np.array([[1.0, 6.0, 9.0]])}])
+    assert found["settings"] == 4
+    assert found["difference in standard errors"] == pytest.approx(np.sqrt((4 + 0 + 4 + 4) / 4))
+    assert found["correlation"] == pytest.approx(np.corrcoef([1, 4, 1, 6], [3, 4, 3, 4])[0, 1])
+
+
+def test_below_each_bar_stand_its_setting_and_its_distance():
+    p = parameters()
+    training = run_of(p, "dpo")
+    bars = p.bars(training, "end", p.panels(training, [p.common_mode(training).load()])["end"])
+    settings = {knob: [label.split("\n")[0] for label in labels] for knob, (labels, _) in bars.items()}
+    assert settings["temperature"] == ["T 0.5", "own", "T 2"] and settings["top-p"] == ["p 0.8", "own"]
+    assert settings["generator"] == ["shift 0", "shift 1", "own"]
+    assert bars["temperature"][0][1] == "own\n0.000" and bars["generator"][0][0].split("\n")[1][0] in "+-"
