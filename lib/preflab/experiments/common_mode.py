@@ -171,7 +171,7 @@ def _labels(sources: Sequence[Source], of: Panel) -> list[str]:
     """Setting and distance of each source; the last is the policy itself."""
     above = of["surprise"] - of["surprise"][:, -1:]
     distances = [
-        f"{x:+.2f}" if np.isnan(kl) else f"{kl:.3f}" for x, kl in zip(above.mean(0), of["kl"].mean(0), strict=True)
+        f"{x:+.2f}" if np.isnan(kl) else f"{abs(kl):.3f}" for x, kl in zip(above.mean(0), of["kl"].mean(0), strict=True)
     ]
     return [f"{_setting(s)}\n{distance}" for s, distance in zip(sources, distances, strict=True)]
 
