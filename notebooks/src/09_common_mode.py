@@ -243,9 +243,9 @@ run.figure("sft", plots.by_knob({method: bars("SFT", method) for method in runs}
 # %% [markdown]
 # **Read it.** In the default run the orange bars go as predicted: up for sharper decodings, down for hotter ones and for stale
 # samples, nearly nothing on the policy's own. In DPO they are all there is, because the weights of its pairs hardly differ. Pairs of its
-# own samples leave nothing of $C$; the pairs of the data pull it down as soon as the policy has left them. In PPO the blue bar
-# of the ratio is about as long as the orange one of the SFT model's samples, and points the other way. On its own samples, what is left of
-# PPO's $C$ is the weights'.
+# own samples leave nothing of $C$ but noise; the pairs of the data pull it down as soon as the policy has left them. In PPO the blue
+# bar of the ratio takes back most of what the SFT model's samples bring. On its own samples, what is left of PPO's $C$ is the weights'
+# and noise.
 #
 # The generator of shift 1 says the right thing more often and surprises the policy *less* than the policy itself does, as a sharper
 # decoding would. Still its samples part has not the sign of a sharper decoding: surprise is no distance, and the direction counts.
@@ -261,8 +261,9 @@ as_table(signs, {"seeds": len(P.seeds)})
 
 # %% [markdown]
 # **Read it.** In the default run PPO at temperature 0.5 has $G_+>0>G_-$: the pattern of the paper's Figure 2b. On the same policy,
-# with the same reward, it is gone at temperature 1 and turned round at 1.3. So the pattern alone says nothing of good and bad
-# responses. Whoever reports it has to say how the samples were drawn. (We do not know how the paper drew its samples.)
+# with the same reward, the parts are small beside that at temperature 1, and at 1.3 negative learning has the larger $G$. So the
+# pattern alone says nothing of good and bad responses. Whoever reports it has to say how the samples were drawn. (We do not know how
+# the paper drew its samples.)
 #
 # ## Against the distance
 #
@@ -281,8 +282,8 @@ agreements = {
 as_table(agreements, {"seeds": len(P.seeds)})
 
 # %% [markdown]
-# **Read it.** The measured parts lie on the lines, within their errors. So nothing but the distance, and the direction of $D'$, is needed to
-# foretell them: no reward, no label, no advantage.
+# **Read it.** The measured parts follow the lines, and the table says by how many standard errors they miss them. So the samples part can
+# be foretold from the two distributions and the direction of $D'$, but for its scale $m$: no reward, no label.
 #
 # ## How far it hangs on D'
 #
