@@ -32,6 +32,7 @@ from preflab.settings import INCIDENTAL
 from preflab.stages.alignment import Alignment, Learnt, Measurement
 from preflab.stages.answers import AnswersStage, Texts
 from preflab.stages.base import Base, BaseSettings
+from preflab.stages.course import GradientCourse
 from preflab.stages.data import Pairs, PairSource, Prompts
 from preflab.stages.evaluation import Evaluation
 from preflab.stages.given import Dequantised
@@ -144,6 +145,12 @@ STAGES = {
     "replayed alignment": aligned(from_samples(), (0, 4, 8), replay=True),
     "learnt": Learnt(from_pairs()),
     "evaluation": Evaluation(BASE, STAGE2, (TEST, replace(PAIRS, objective="harmless").test_pairs), 2, 8),
+    "course": GradientCourse(
+        Snapshots(from_pairs(), (0, 1, 4)),
+        *(ReferenceLogProbs(BASE, some) for some in (TRAIN, OTHER_TRAIN, TEST)),
+        4,
+        8,
+    ),
     "evaluation of the base": Evaluation(BASE, None, (TEST,), 2, 8),
 }
 

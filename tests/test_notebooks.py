@@ -25,6 +25,7 @@ LIKELIHOODS = {
     "02_g_dynamics": r"^/(metrics/reward|series/(progress|nll/dpo|predicted/dpo|changed/dpo|cosine/dpo|g/dpo))",
     "03_component_ablations": r"^/series/(log_probs|accuracy)/DPO",
     "04_coordinated_objectives": r"^/series/share/",
+    "05_mechanism": r"^/(metrics/(outcomes|losses)|series/(steps|losses))",
     "08_optimisers": r"^/series/(nll|loss|length)/",
     "09_common_mode": r"^/series/panels/dpo/[^/]+/generator/(S|C|surprise)/\d+/[01]$",
     "90_benchmarks": r"^/metrics/g/one forward-mode pass",

@@ -6,6 +6,7 @@ from preflab.experiments.common_mode import CommonMode
 from preflab.experiments.coordination import Coordination
 from preflab.experiments.experiment import Parameters
 from preflab.experiments.g_dynamics import GDynamics
+from preflab.experiments.mechanism import Mechanism
 from preflab.experiments.optimisers import Optimisers
 from preflab.experiments.sequential import Sequential
 
@@ -14,6 +15,7 @@ EXPERIMENTS: dict[str, type[Parameters]] = {
     "02_g_dynamics": GDynamics,
     "03_component_ablations": Ablations,
     "04_coordinated_objectives": Coordination,
+    "05_mechanism": Mechanism,
     "08_optimisers": Optimisers,
     "09_common_mode": CommonMode,
     "90_benchmarks": Benchmarks,
