@@ -10,7 +10,7 @@ BESIDE := $(patsubst %,tests/test_%.py,notebooks cli identity)  # the half of `m
 TRAINING := $(filter-out 90_benchmarks,$(NAMES))
 
 .DEFAULT_GOAL := help
-.PHONY: help env reproduce test test-library test-notebooks kills mutants expected bench real model lab sync notebooks figures clean-cache
+.PHONY: help env reproduce test test-library test-notebooks kills whole mutants expected bench real model lab sync notebooks figures clean-cache
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -40,6 +40,9 @@ test-notebooks: env
 
 kills: env  ## Kill smoke runs 30 times at random moments (half an hour; no part of `make test`)
 	$(BIN)/pytest -q -m soak tests/test_kills.py
+
+whole: env  ## Execute every committed notebook from cold and compare (`make test` does so with three of them)
+	$(BIN)/pytest -q -m "soak or not soak" tests/test_notebooks.py -k from_cold
 
 mutants: env  ## Break 100 things, one at a time, in what decides numbers, and see whether a test fails
 	$(BIN)/python tests/mutants.py

@@ -19,6 +19,7 @@ from preflab.claims.coordination import Contest
 from preflab.claims.dynamics import Curves
 from preflab.claims.sequential import Cell
 from preflab.margins import Outcome
+from preflab.rules import EqualWeights, Until, WhileSign, WithoutNegative, WithoutPositive
 from preflab.statistics import Interval, mean_interval
 
 T_OF_2 = 12.706204736432095  # Student's 97.5 % point with one degree of freedom: two seeds
@@ -106,59 +107,62 @@ def test_d5_is_the_least_share_of_both_parts_with_their_signs():
 WINS = np.array([[1, 0, 0.5, 0], [0, 0, 1, 0.5]])
 
 
-def ablation(rule, wins=WINS, until=1.0, gap=(0.3, 0.1), method="dpo"):
-    return Ablation(method, rule, until, wins, np.array(gap))
+EARLY, LESS = Until(0.4, WithoutNegative()), WhileSign(part="negative")
 
 
-def test_d7_is_the_win_rate_less_one_half_cut_where_rates_end():
-    claim = ablations.early_negative_learning_matters(ablation("without_negative", until=0.4))
+def ablation(rule, chances=WINS, repeats=1, gap=(0.3, 0.1), method="dpo", acted=(0.3, 0.5)):
+    return Ablation(method, rule, repeats, chances, np.array(gap), np.array(acted))
+
+
+def test_d7_is_the_label_probability_less_one_half_cut_where_it_ends():
+    claim = ablations.early_negative_learning_matters(ablation(EARLY))
     assert claim.value == pytest.approx(3 / 8 - 1 / 2)
     assert claim.interval == pytest.approx((-0.5, 0.5))  # so few prompts say nothing
     many = np.repeat(WINS, 100, axis=1)
     expected = mean_interval(many - 0.5, 0.95)
     assert -0.5 < expected.low < expected.high < 0.5
-    claim = ablations.early_negative_learning_matters(ablation("without_negative", many))
+    claim = ablations.early_negative_learning_matters(ablation(EARLY, many))
     assert claim.interval == (expected.low, expected.high)
 
 
-def test_d8_is_the_change_of_the_gap_seed_by_seed():
-    claim = ablations.weight_regularises(ablation("equal_weights", gap=(0.3, 0.1)), np.array([0.05, 0.2]))
+def test_d8_is_how_far_the_gap_is_wider():
+    claim = ablations.weight_regularises(ablation(EqualWeights(0.05), repeats=2, gap=(0.25, -0.1)))
     assert found(claim) == pytest.approx(over_two(0.25, -0.1))
 
 
 def test_claims_find_their_own_rows_among_others():
-    """D7 asks for a part of training, D8 for all of it, both of DPO: here the others come first."""
+    """D7 asks for a part of training, D8 for weights that stay on few pairs, both of DPO: others come first here."""
     other = 1 - WINS
     rows = [
-        ablation("without_negative", other),
-        ablation("without_negative", other, until=0.4, method="kto"),
-        ablation("without_negative", until=0.4),
-        ablation("equal_weights", gap=(9.0, 9.0), until=0.4),
-        ablation("equal_weights", gap=(8.0, 8.0), method="kto"),
-        ablation("equal_weights"),
+        ablation(WithoutNegative(), other),
+        ablation(EARLY, other, method="kto"),
+        ablation(EARLY, other, repeats=2),
+        ablation(Until(0.4, WithoutPositive()), other),
+        ablation(EARLY),
+        ablation(EqualWeights(0.05), gap=(9.0, 9.0)),
+        ablation(EqualWeights(), repeats=2, gap=(7.0, 7.0)),
+        ablation(EqualWeights(0.05), repeats=2, gap=(8.0, 8.0), method="kto"),
+        ablation(EqualWeights(0.05), repeats=2),
     ]
-    parts = {name: {"negative": np.ones((2, 3)), "positive": np.ones((2, 3))} for name in ("dpo", "kto")}
-    d7, d8, d9 = ablations.ablation_claims(rows, np.zeros(2), parts)
+    d7, d8, d9 = ablations.ablation_claims(rows)
     assert d7.value == pytest.approx(3 / 8 - 1 / 2) and d8.value == pytest.approx(0.2)
-    assert np.isnan(d9.value) and d9.verdict == INCONCLUSIVE  # no part has a negative G
+    assert np.isnan(d9.value) and d9.verdict == INCONCLUSIVE  # no row takes a part away while its G is negative
 
 
-def test_d9_is_the_worst_of_those_whose_part_has_a_negative_g(monkeypatch):
-    """Two of five: of the others one has a positive G, one is taken for a part of training, one is no part."""
+def test_d9_is_the_worst_of_rows_that_take_a_part_while_its_g_is_negative(monkeypatch):
+    """Two of five: of the others one waits for a positive G, one hardly ever acted, one takes no part away."""
     levels = []
     monkeypatch.setattr(
         ablations, "win_change", lambda wins, level: levels.append(level) or Interval(wins, wins - 0.1, wins + 0.2)
     )
-    steps = np.array([[-1.0, -3.0, -2.0], [-1.0, -2.0, -3.1]])  # means over steps -2 and -2.03
-    parts = {"dpo": {"negative": steps, "positive": -steps}, "ppo": {"negative": steps - 1, "positive": steps}}
     rows = [
-        ablation("without_negative", -0.1),
-        ablation("without_positive", -0.5),  # G of DPO's positive learning is above 0
-        ablation("without_negative", -0.4, until=0.5),
-        ablation("equal_weights", -0.4),
-        ablation("without_positive", -0.3, method="ppo"),
+        ablation(LESS, -0.1),
+        ablation(WhileSign(part="negative", sign="positive"), -0.5),
+        ablation(LESS, -0.4, acted=(0.05, 0.14)),
+        ablation(EqualWeights(), -0.4),
+        ablation(WhileSign(part="positive", dose=0.5), -0.3, method="ppo", acted=(0.1, 0.1)),
     ]
-    claim = ablations.negative_g_can_help(rows, parts)
+    claim = ablations.negative_g_can_help(rows)
     assert found(claim) == pytest.approx((-0.3, -0.4, -0.1)) and claim.verdict == REPRODUCED
     assert levels == [claims.corrected(2)] * 2
 
@@ -381,27 +385,26 @@ BOUNDS = {  # claim: the intervals that it asks for in order, and its verdict
     ablations.early_negative_learning_matters: [
         ([(-0.4, -JUST)], REPRODUCED),
         ([(-0.4, 0)], INCONCLUSIVE),
-        ([(-0.02, 0.4)], INCONCLUSIVE),
-        ([(-0.02 + JUST, 0.4)], NOT_REPRODUCED),
+        ([(-0.05, 0.4)], INCONCLUSIVE),
+        ([(-0.05 + JUST, 0.4)], NOT_REPRODUCED),
     ],
     ablations.weight_regularises: [
         ([(JUST, 0.4)], REPRODUCED),
         ([(0, 0.4)], INCONCLUSIVE),
-        ([(-0.4, 0.02)], INCONCLUSIVE),
-        ([(-0.4, 0.02 - JUST)], NOT_REPRODUCED),
+        ([(-0.4, 0.05)], INCONCLUSIVE),
+        ([(-0.4, 0.05 - JUST)], NOT_REPRODUCED),
     ],
-    ablations.negative_g_can_help: [  # first the two parts' G, of which both are below 0; then two win rates
-        ([(-2, -JUST), (-2, -1), (-0.4, -JUST), (0, 1)], REPRODUCED),
-        ([(-2, -JUST), (-2, -1), (-0.4, 0), (0, 1)], INCONCLUSIVE),
-        ([(-2, -1), (-2, -1), (-0.02, 0.4), (0, 1)], INCONCLUSIVE),
-        ([(-2, -1), (-2, -1), (-0.02 + JUST, 0.4), (0, 1)], NOT_REPRODUCED),
-        ([(-2, 0), (-2, 0)], INCONCLUSIVE),
+    ablations.negative_g_can_help: [
+        ([(-0.4, -JUST), (0, 1)], REPRODUCED),
+        ([(-0.4, 0), (0, 1)], INCONCLUSIVE),
+        ([(-0.05, 0.4), (0, 1)], INCONCLUSIVE),
+        ([(-0.05 + JUST, 0.4), (0, 1)], NOT_REPRODUCED),
     ],
     coordination.coordinated_dpo_wins: [
         ([(JUST, 1), (-1, -0.5)], REPRODUCED),
         ([(0, 1), (-1, -0.5)], INCONCLUSIVE),
-        ([(-1, 0.02), (-1, -0.5)], INCONCLUSIVE),
-        ([(-1, 0.02 - JUST), (-1, -0.5)], NOT_REPRODUCED),
+        ([(-1, 0.05), (-1, -0.5)], INCONCLUSIVE),
+        ([(-1, 0.05 - JUST), (-1, -0.5)], NOT_REPRODUCED),
     ],
     coordination.controlled_ppo_is_close: [
         ([(-0.025, 0.025), (0, 0)], REPRODUCED),
@@ -413,7 +416,7 @@ BOUNDS = {  # claim: the intervals that it asks for in order, and its verdict
     ],
     coordination.control_pays: [
         ([(JUST, 1), (-1, -0.5)], REPRODUCED),
-        ([(-1, 0.02 - JUST), (-1, -0.5)], NOT_REPRODUCED),
+        ([(-1, 0.05 - JUST), (-1, -0.5)], NOT_REPRODUCED),
     ],
     sequential.depends_on_order: [
         ([(JUST, 1), (-0.05, 0.05)], REPRODUCED),
@@ -423,7 +426,7 @@ BOUNDS = {  # claim: the intervals that it asks for in order, and its verdict
         ([(-0.1, 0.1 + JUST), (0, 0.05)], INCONCLUSIVE),
     ],
 }
-ROWS = [ablation("without_negative"), ablation("without_positive")]
+ROWS = [ablation(LESS), ablation(WhileSign(part="positive"))]
 GIVEN = {
     **dict.fromkeys(
         [
@@ -433,8 +436,8 @@ GIVEN = {
         (curves(),),
     ),
     ablations.early_negative_learning_matters: (ROWS[0],),
-    ablations.weight_regularises: (ROWS[0], np.zeros(2)),
-    ablations.negative_g_can_help: (ROWS, {"dpo": {"negative": np.ones((2, 3)), "positive": np.ones((2, 3))}}),
+    ablations.weight_regularises: (ROWS[0],),
+    ablations.negative_g_can_help: (ROWS,),
     coordination.coordinated_dpo_wins: ([contest("cDPO")] * 2,),
     coordination.controlled_ppo_is_close: ([contest("cPPO")] * 2,),
     coordination.control_pays: ([contest("cPPO")] * 2,),
@@ -523,14 +526,14 @@ def test_a_claim_is_a_row_of_the_table_with_its_rule_number_and_verdict():
 
 def test_the_bounds_that_rules_print_are_those_that_decide():
     """A text that names another number than the rule would mislead: every bound stands in its statistic."""
-    assert (claims.POINTS, claims.FEWEST, coordination.ABOUT_TWO) == (0.02, 50, 0.025)
+    assert (claims.EFFECT, claims.FEWEST, coordination.ABOUT_TWO) == (0.05, 50, 0.025)
     assert (dynamics.SMALL, dynamics.APART) == (0.15, 0.2)
     d = {c.id: c.statistic for c in dynamics.dynamics_claims(curves(), curves())}
     assert all("0.15" in d[name] for name in ("D1", "D2")) and "±0.2" in d["D4"] and "±0.2" in d["D6"]
-    d = {c.id: c.statistic for c in ablations.ablation_claims([], np.zeros(2), {})}
-    assert all("0.02" in d[name] for name in ("D7", "D8", "D9"))
+    d = {c.id: c.statistic for c in ablations.ablation_claims([])}
+    assert all("0.05" in d[name] for name in ("D7", "D8", "D9")) and "10%" in d["D9"]
     d = {c.id: c.statistic for c in coordination.coordination_claims({})}
-    assert "0.02" in d["D10"] and "±0.025" in d["D11"] and "0.02" in d["D12"]
+    assert "0.05" in d["D10"] and "±0.025" in d["D11"] and "0.05" in d["D12"]
 
 
 def test_nothing_is_no_number():

@@ -1,20 +1,34 @@
-"""Win rates and diversity by hand; claims D7-D9 for each verdict."""
+"""Label probabilities and diversity by hand; claims D7-D9 for each verdict."""
 
 import numpy as np
 import pytest
 
-from preflab.claims import INCONCLUSIVE, NOT_REPRODUCED, REPRODUCED, win_change
+from preflab.claims import (
+    INCONCLUSIVE,
+    NOT_REPRODUCED,
+    REPRODUCED,
+    ablations,
+    coordination,
+    share_of_verdict,
+    win_change,
+)
 from preflab.claims.ablations import Ablation, ablation_claims
-from preflab.judging import described, distinct, wins
-from preflab.stages.answers import Answers
+from preflab.judging import Path, at_equal_kl, chances, described, distinct
+from preflab.rules import EqualWeights, Until, WhileSign, WithoutNegative
+from preflab.stages.drawn_answers import Drawn
 
 SEEDS, PROMPTS = 5, 300
 
 
-def test_wins_count_ties_half():
-    ours, theirs = np.array([1.0, 2.0, 0.5, 0.1 + 0.2]), np.array([0.0, 2.0, 1.5, 0.3])
-    assert wins(ours, theirs).tolist() == [1.0, 0.5, 0.0, 0.5]
-    assert (wins(ours, theirs) + wins(theirs, ours) == 1).all()
+def test_a_label_probability_is_the_mean_over_all_couples_of_answers():
+    """Of K = 2 and K = 3, by loops; two rivals share it, and the temperature divides the difference."""
+    ours, theirs = np.array([[1.0, 0.4], [0.0, 2.0]]), np.array([[0.7, 0.4, 0.1], [0.5, -1.0, 3.0]])
+    found = chances(ours, theirs, temperature=0.5)
+    for n in range(2):
+        couples = [1 / (1 + np.exp(-(u - v) / 0.5)) for u in ours[n] for v in theirs[n]]
+        assert found[n] == pytest.approx(np.mean(couples))
+    assert found + chances(theirs, ours, 0.5) == pytest.approx(1)
+    assert chances(ours, ours, 0.1) == pytest.approx(0.5)
 
 
 def test_distinct_is_the_share_of_different_ngrams():
@@ -27,7 +41,7 @@ def test_distinct_is_the_share_of_different_ngrams():
 def test_answers_described_by_hand():
     def answers(texts, lengths, log_probs, reference):
         samples = [([1], list(range(n))) for n in lengths]
-        return Answers(samples, texts, samples, texts, np.array(log_probs), np.array(reference))
+        return Drawn(samples, texts, np.array(log_probs), np.array(reference))
 
     one = answers(["a b c", "a b c"], [3, 5], [-2.0, -4.0], [-3.0, -6.0])
     other = answers(["a b", "c d"], [2, 2], [-1.0, -1.0], [-1.0, -1.0])
@@ -35,27 +49,30 @@ def test_answers_described_by_hand():
     assert described([one, other]) == {"KL": 0.75, "entropy": 0.625, "unique": 0.75, "distinct-2": 0.75, "length": 3}
 
 
+def test_a_path_is_compared_at_the_largest_kl_that_both_reach():
+    """By hand: the rival ends at KL 2, where the own path is half-way from 1 to 3. KL that falls back is past."""
+    own = Path(np.array([0.0, 1.0, 3.0]), np.array([0.0, 0.5, 0.9]))
+    rival = Path(np.array([0.0, 2.0, 1.5]), np.array([0.0, 0.4, 0.6]))
+    assert at_equal_kl(own, rival) == pytest.approx(0.7 - 0.6)
+    assert at_equal_kl(rival, own) == pytest.approx(0.6 - 0.7) and at_equal_kl(own, own) == 0
+
+
 @pytest.fixture
 def claims(rng):
-    """claims(win rate early, gap, ...): three verdicts of measurements with these means."""
+    """claims(label probability early, gap, ...): three verdicts of measurements with these means."""
 
-    def make(early=0.5, gap=0.0, part=-1.0, without=0.5, noise=0.0, prompts=PROMPTS):
-        def won(rate):
-            return (rng.random((SEEDS, prompts)) < rate).astype(float)
-
-        def row(rule, until, rate, gap=0.0):
-            return Ablation("dpo", rule, until, won(rate), gap + 0.001 * rng.normal(size=SEEDS))
+    def make(early=0.5, gap=0.0, acted=0.5, without=0.5, prompts=PROMPTS):
+        def row(rule, repeats, rate, gap=0.0):
+            found = (rng.random((SEEDS, prompts)) < rate).astype(float)
+            return Ablation("dpo", rule, repeats, found, gap + 0.001 * rng.normal(size=SEEDS), np.full(SEEDS, acted))
 
         rows = [
-            row("without_negative", 1.0, without),
-            row("equal_weights", 0.4, 0.1, 0.5),  # for a part of training: no claim asks for it
-            row("without_negative", 0.4, early),
-            row("equal_weights", 1.0, 0.5, gap),
+            row(WhileSign(part="negative"), 1, without),
+            row(EqualWeights(0.05), 1, 0.1, 0.5),  # on all pairs: no claim asks for it
+            row(Until(0.4, WithoutNegative()), 1, early),
+            row(EqualWeights(0.05), 8, 0.5, gap),
         ]
-        parts = {
-            "dpo": {"negative": part + (0.01 + noise) * rng.normal(size=(SEEDS, 4)), "positive": np.ones((SEEDS, 4))}
-        }
-        return {c.id: c.verdict for c in ablation_claims(rows, np.zeros(SEEDS), parts)}
+        return {c.id: c.verdict for c in ablation_claims(rows)}
 
     return make
 
@@ -74,16 +91,15 @@ def test_d8(gap, expected, claims):
 
 
 @pytest.mark.parametrize(
-    ("part", "without", "expected"),
-    [(-1.0, 0.3, REPRODUCED), (-1.0, 0.7, NOT_REPRODUCED), (1.0, 0.3, INCONCLUSIVE)],  # no part with a negative G
+    ("acted", "without", "expected"),
+    [(0.5, 0.3, REPRODUCED), (0.5, 0.7, NOT_REPRODUCED), (0.05, 0.3, INCONCLUSIVE)],  # its G was hardly ever negative
 )
-def test_d9(part, without, expected, claims):
-    assert claims(part=part, without=without)["D9"] == expected
+def test_d9(acted, without, expected, claims):
+    assert claims(acted=acted, without=without)["D9"] == expected
 
 
 def test_rows_that_are_not_there_leave_claims_open():
-    found = ablation_claims([], np.zeros(2), {})
-    assert [c.verdict for c in found] == [INCONCLUSIVE] * 3
+    assert [c.verdict for c in ablation_claims([])] == [INCONCLUSIVE] * 3
 
 
 def test_a_win_rate_stays_between_none_and_all():
@@ -92,3 +108,14 @@ def test_a_win_rate_stays_between_none_and_all():
     change = win_change(flips)
     assert (change.value, change.low) == (-0.3, -0.5) and change.high > 0
     assert win_change(flips, 0.5).high < 0
+
+
+NULLS = [(ablations, name) for name in ablations.TRUE] + [(coordination, name) for name in ("D10", "D12")]
+
+
+@pytest.mark.parametrize(("rules", "name"), NULLS)
+def test_a_rule_seldom_reproduces_what_is_not_there(rules, name):
+    """200 simulated experiments in which nothing that is taken away, or controlled, changes anything."""
+    spread = {"chances": 0.02, "prompts": 0.05, "rest": 0.1, "gap": 0.03, "n": 64, "rows": 6}
+    found = share_of_verdict(lambda rng: rules.simulated(name, 0.0, spread, 6, rng), REPRODUCED, runs=200)
+    assert found <= 0.05

@@ -28,7 +28,7 @@ from preflab.judging import Judged, Place, as_table, counted, decided
 from preflab.measured import PARTS, g_of, ordered
 from preflab.paths import project_root
 from preflab.running.reading import defaults, resolve
-from preflab.stages.answers import Answers
+from preflab.stages.drawn_answers import Drawn
 from preflab.statistics import Interval
 from preflab.weightings import Weights
 
@@ -44,19 +44,18 @@ def parameters(number, **given):
 
 def answers(log_probs=(-2.0, -4.0), reference=(-3.0, -6.0)):
     samples = [([1], [5, 6]), ([1], [5, 6])]
-    return Answers(samples, ["a b", "a c"], samples, ["a b", "a c"], np.array(log_probs), np.array(reference))
+    return Drawn(samples, ["a b", "a c"], np.array(log_probs), np.array(reference))
 
 
-def judged(*scores, greedy=None):
-    sampled = np.array(scores, dtype=float)
-    return Judged([answers()] * len(sampled), sampled if greedy is None else np.array(greedy, dtype=float), sampled)
+def judged(*scores):
+    """Runs with these scores of one answer a prompt, by a judge who is sure of every difference."""
+    return Judged([answers()] * len(scores), np.array(scores, dtype=float)[..., None], temperature=1e-6)
 
 
-def test_wins_are_counted_seed_by_seed_or_against_the_only_run():
-    own, rival = judged([1, 2], [3, 4], greedy=[[0, 0], [0, 0]]), judged([0, 2], [5, 4])
-    assert own.wins(rival).tolist() == [[1, 0.5], [0, 0.5]]
-    assert own.wins(rival, greedy=True).tolist() == [[0.5, 0], [0, 0]]
-    assert own.wins(judged([2, 2])).tolist() == [[0, 0.5], [1, 1]]
+def test_chances_are_taken_seed_by_seed_or_against_the_only_run():
+    own, rival = judged([1, 2], [3, 4]), judged([0, 2], [5, 4])
+    assert own.chances(rival).tolist() == [[1, 0.5], [0, 0.5]]
+    assert own.chances(judged([2, 2])).tolist() == [[0, 0.5], [1, 1]]
     assert own.score == 2.5
 
 
@@ -101,38 +100,69 @@ def test_an_ablation_beside_its_plain_method_and_the_sft_model():
     own, plain, sft = judged([1, 2], [3, 4]), judged([0, 2], [5, 4]), judged([0, 0])
     accuracy = Accuracy(np.array([0.9, 0.7]), np.array([0.6, 0.8]))
     row = ablation_row(own, plain, sft, [measured(1, HELD_OUT)] * 2, accuracy)
-    assert row["greedy, against SFT − ½"] == win_change(np.ones((2, 2)))
-    assert row["sampled, against plain − ½"] == win_change(np.array([[1, 0.5], [0, 0.5]]))
+    assert row["against SFT − ½"] == win_change(np.ones((2, 2)))
+    assert row["against plain − ½"] == win_change(np.array([[1, 0.5], [0, 0.5]]))
     assert (row["score"], row["chosen"], row["rejected"]) == (2.5, 0, -3)
     assert (row["held-out accuracy"], row["gap"]) == pytest.approx((0.7, 0.1))
     assert {"KL", "entropy", "unique", "distinct-2", "length"} < set(row)
 
 
-def test_greedy_answers_are_judged_apart_from_sampled_ones(monkeypatch):
-    p, which = parameters("03"), range(2)
-    monkeypatch.setattr(type(p), "scores", lambda self, a, greedy, of: np.array([1.5, 1]) * (1 if greedy else 4))
-    found = p._judged([answers()] * 3, which)
-    assert found.greedy.tolist() == [[1.5, 1]] * 3 and found.sampled.tolist() == [[6, 4]] * 3
-    assert found.score == 5
+def test_every_answer_of_a_prompt_is_scored_on_that_prompt():
+    """K = 8 answers a prompt, prompt by prompt: the right tool for one prompt is the wrong one for another."""
+    p = parameters("03")
+    prompts, world = p.prompts(range(3)).messages(), p.pairs.world
+    best = {rows["prompt"][0]["content"]: rows["chosen"][0]["content"] for rows in p.pairs.test_pairs.rows()}
+    texts = [best[prompt[0]["content"]] for prompt in prompts for _ in range(8)]
+    drawn = Drawn([([1], [5])] * 24, texts, np.zeros(24), np.zeros(24))
+    scores = p.scores(drawn, prompts)
+    assert scores.shape == (3, 8) and (scores == scores[:, :1]).all()
+    for row, prompt in zip(scores, prompts, strict=True):
+        asked = world.language.parse(prompt[0]["content"])
+        assert row[0] == pytest.approx(p.utility.utility(asked, best[prompt[0]["content"]]))
+    assert p.label_temperature == world.temperature("helpful")
+
+
+def test_a_rule_that_no_negative_g_says_how_often_it_acted():
+    p = parameters("03")
+    seen = [[(0.1, -1), (0.1, -2), (-0.1, 3), (0.1, -1)], [(0.1, 1), (0.1, 1), (-0.1, 1), (0.1, -1)]]
+    logs = [SimpleNamespace(load=lambda rows=rows: [{"live": g} for g in rows]) for rows in seen]
+
+    def acted(**row):
+        runs = [SimpleNamespace(row=Variant(method="dpo", **row), training=log) for log in logs]
+        return p.acted(runs).tolist()
+
+    assert acted(rule="while_sign", arguments={"part": "negative"}, live_every=1) == [0.75, 0.25]
+    assert acted(rule="while_sign", arguments={"part": "positive"}, live_every=1) == [0.25, 0.25]
+    assert acted(rule="while_sign", arguments={"part": "negative", "sign": "positive"}, live_every=1) == [0.25, 0.75]
+    assert acted(rule="without_negative") == [1, 1]
+
+
+def test_few_pairs_are_seen_as_often_as_makes_the_updates_equal():
+    p = parameters("03")
+    plain, few = (p.training(Variant(method="dpo", repeats=repeats), 0) for repeats in (1, 8))
+    assert len(few.pairs.rows()) * 8 == len(plain.pairs.rows()) and few.loop.epochs == 8 * plain.loop.epochs
+    assert p.updates_of(few) == p.updates_of(plain)
 
 
 def test_rows_know_their_runs_and_their_plain_method():
     p = parameters("03")
-    assert list(p.by_row()) == list(p.variants) and set(p.rivals.values()) == {"DPO", "PPO"}
-    assert [(run.name, run.seed) for run in p.by_row()["DPO, no negative"]] == [
-        ("DPO, no negative", s) for s in p.seeds
-    ]
-    assert p.rivals["PPO, sign only"] == "PPO" and "DPO" not in p.rivals
+    assert list(p.by_row()) == list(p.variants)
+    name = "DPO, no negative early"
+    assert [(run.name, run.seed) for run in p.by_row()[name]] == [(name, s) for s in p.seeds]
+    assert p.rivals["PPO, no negative"] == "PPO" and "DPO" not in p.rivals
+    assert p.rivals["DPO on few pairs, weights that stay"] == "DPO on few pairs"
 
 
-def test_claims_are_asked_of_every_row_that_takes_something_away():
+def test_claims_are_asked_of_every_row_that_takes_something_away(monkeypatch):
     p = parameters("03")
-    some = dict.fromkeys(p.variants, judged([1, 2], [3, 4])) | {"DPO": judged([0, 2], [5, 4], greedy=[[9, 9], [9, 9]])}
-    gap = dict.fromkeys(p.variants, Accuracy(np.array([0.9]), np.array([0.6])))
-    early, *_, sign_only = p.ablations(some, gap)
-    assert (early.method, early.rule, early.until) == ("dpo", "without_negative", 0.4)
-    assert early.wins.tolist() == [[0, 0], [0, 0]] and early.gap == pytest.approx(0.3)
-    assert (sign_only.method, sign_only.rule) == ("ppo", "equal_weights") and (sign_only.wins == 0.5).all()
+    some = dict.fromkeys(p.variants, judged([1, 2], [3, 4])) | {"DPO": judged([0, 2], [5, 4])}
+    gap = {name: Accuracy(np.array([0.9]), np.array([0.6 - 0.1 * (name == "PPO, no negative")])) for name in p.variants}
+    monkeypatch.setattr(type(p), "acted", lambda self, runs: np.array([0.25]))
+    early, *_, no_negative = p.ablations(p.by_row(), some, gap)
+    assert (early.method, early.rule, early.repeats) == ("dpo", rules.Until(0.4, rules.WithoutNegative()), 1)
+    assert early.chances.tolist() == [[1, 0.5], [0, 0.5]] and early.gap == pytest.approx(0) and early.acted == 0.25
+    assert (no_negative.method, no_negative.rule) == ("ppo", rules.WithoutNegative())
+    assert (no_negative.chances == 0.5).all() and no_negative.gap == pytest.approx(0.1)
 
 
 # --- notebook 04 ----------------------------------------------------------------------------------
@@ -155,7 +185,7 @@ def test_lambda_is_read_off_what_a_rule_makes_of_one_pair(rule, expected):
         assert np.abs(made).sum(1) == pytest.approx(2)  # the weight of the pair stays
 
 
-def test_lambda_follows_what_an_adaptive_run_has_seen():
+def test_lambda_no_negative_what_an_adaptive_run_has_seen():
     training = SimpleNamespace(rule=rules.Adaptive(gain=0.5), load=lambda: [{"live": (0.1, 0.3)}, {"live": (0.3, 0.1)}])
     along = course([SimpleNamespace(training=training)] * 3, [measured(1, HELD_OUT)] * 3)
     assert along.share == pytest.approx(np.array([[0.625, 0.375]] * 3))
@@ -168,9 +198,9 @@ def test_lambda_follows_what_an_adaptive_run_has_seen():
 def test_budgets_are_known_before_anything_trains_and_equal():
     budgets = parameters("04").budgets()
     assert budgets["cDPO"] == {
-        "updates": 80, "thousand passes": 8, "values to choose from": 2, "starts from the choice of": "DPO"
+        "updates": 40, "thousand passes": 4, "values to choose from": 2, "starts from the choice of": "DPO"
     }  # fmt: skip
-    assert budgets["DPO"]["starts from the choice of"] == "—" and budgets["cDPO, adaptive"]["updates"] == 66
+    assert budgets["DPO"]["starts from the choice of"] == "—" and budgets["cDPO, adaptive"]["updates"] == 33
     assert {row["values to choose from"] for row in budgets.values()} == {2}
     for name, rival in parameters("04").rivals.items():
         assert budgets[name]["thousand passes"] <= budgets[rival]["thousand passes"]
@@ -188,7 +218,7 @@ def test_rows_that_are_drawn_and_the_rewards_that_are_needed():
     p = parameters("04")
     assert p.scheduled == ["DPO", "cDPO", "cDPO, adaptive", "PPO"] and p.verified == ["GRPO, correctness"]
     assert p.rivals == {"cDPO": "DPO", "cDPO, adaptive": "DPO", "hPPO": "PPO"}
-    assert [stage.kind for stage in p.reward_stages()] == ["correct", "model"]
+    assert [stage.kind for stage in p.reward_stages()] == ["correct", "implicit"]
 
 
 @pytest.mark.parametrize(
@@ -220,28 +250,25 @@ def test_phases_try_plain_methods_then_all_then_train_what_was_chosen(monkeypatc
 
 @pytest.fixture
 def contest(monkeypatch):
-    """Notebook 04 with judged rows: of sampled answers DPO loses every prompt to cDPO, and wins every one against
-    adaptive cDPO; of greedy answers all are ties but one of cDPO's."""
+    """Notebook 04 with judged rows: DPO loses every prompt to cDPO, and wins every one against adaptive cDPO."""
     p = parameters("04")
     monkeypatch.setattr(
         "preflab.experiments.coordination.rewards.correct", lambda language, prompts, texts: np.array([1.0, 0.0])
     )
     score = {"cDPO": 3, "cDPO, adaptive": 1}
-    scores = {name: [[score.get(name, 2)] * 2] * 2 for name in p.variants}
-    greedy = {name: [[2, 2], [2, 2 + (name == "cDPO")]] for name in p.variants}
-    return p, {name: judged(*scores[name], greedy=greedy[name]) for name in p.variants}
+    return p, {name: judged(*[[score.get(name, 2)] * 2] * 2) for name in p.variants}
 
 
 def test_rows_are_compared_with_their_rivals_at_a_level_for_all_of_them(contest):
     p, some = contest
     rows = p.compared(some, judged([2, 2]))
     assert rows["DPO"]["against the rival − ½"] is None and rows["DPO"]["right answer"] == 0.5
-    assert rows["cDPO"]["against the rival − ½"].value == 0.5 and rows["cDPO"]["the same, greedy"].value == 0.125
-    assert rows["hPPO"]["the same, greedy"] == win_change(np.full((2, 2), 0.5), corrected(3))
+    assert rows["cDPO"]["against the rival − ½"].value == 0.5
+    assert rows["hPPO"]["against the rival − ½"] == win_change(np.full((2, 2), 0.5), corrected(3))
     assert p.adaptive_against_static(some)["cDPO, adaptive / cDPO"].tolist() == [[0, 0], [0, 0]]
     contests = p.contests(some, judged([2, 2]))
     assert {name: c.kind for name, c in contests.items()} == {"cDPO": "cDPO", "hPPO": "hPPO"}
-    assert contests["cDPO"].wins.mean() == 1 and contests["cDPO"].plain_against_sft.mean() == 0.5
+    assert contests["cDPO"].chances.mean() == 1 and contests["cDPO"].plain_against_sft.mean() == 0.5
 
 
 def test_a_place_is_the_chosen_candidate_first_and_the_others_on_other_prompts(contest, monkeypatch):

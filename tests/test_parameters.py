@@ -328,6 +328,7 @@ NEEDED = {"simpo": {"margin": 0.5}, "dpo_sft": {"sft": 0.1}, "conservative_dpo":
     "only_tertile": {"which": "top"},
     "without_tertile": {"which": "top"},
     "adaptive": {"gain": 0.5},
+    "while_sign": {"part": "negative"},
     "thresholded": {"tau": 0.5, "reading": "keep_above"},
 }
 
@@ -341,7 +342,7 @@ def row_complaint(row):
 
 
 def rows_of_rules(rule, **arguments):
-    live = {"live_every": 1} if rule == "adaptive" else {}
+    live = {"live_every": 1} if RULES[rule].looks else {}
     return {"method": "dpo", "rule": rule, "arguments": {**NEEDED.get(rule, {}), **arguments}, **live}
 
 
@@ -386,7 +387,7 @@ def what(row):
         (rows_of_rules("thresholded", tau=-1.0), r"variants\.x: .*tau=-1.0: input should be greater than or equal"),
         ({"method": "dpo", "rule": "nonsense"}, r"variants\.x\.rule='nonsense': no such rule, expected one of: plain"),
         ({"method": "nonsense"}, r"variants\.x\.method='nonsense': input should be 'dpo', "),
-        ({"method": "dpo", "rule": "adaptive"}, r"variants\.x\.rule='adaptive' with live_every=None: expected both"),
+        ({"method": "dpo", "rule": "adaptive"}, r"variants\.x\.rule='adaptive' with live_every=None: expected an int"),
         ({"rule": "plain"}, r"variants\.x\.method: missing$"),
         ({"method": "dpo", "until": 0.0}, r"variants\.x\.until=0.0: input should be greater than 0"),
         ({"method": "dpo", "untill": 0.5}, r"variants\.x\.untill=0.5: no such parameter$"),

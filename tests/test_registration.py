@@ -4,53 +4,57 @@ import json
 import subprocess
 
 import pytest
+import yaml
 
-from preflab.claims import Claim
-from preflab.claims.dynamics import EFFECTS, powers
+from preflab.claims import Claim, ablations, coordination, dynamics
 from preflab.claims.registration import FOLDER, registered
 from preflab.paths import project_root
 
-NOTEBOOK = "02_g_dynamics"
+RULES = {
+    "02_g_dynamics": (dynamics, dynamics.EFFECTS),
+    "03_component_ablations": (ablations, ablations.TRUE),
+    "04_coordinated_objectives": (coordination, coordination.TRUE),
+}
+pytestmark = pytest.mark.parametrize("notebook", RULES)
 
 
-def test_the_power_that_is_written_is_that_of_the_rules():
-    registration = registered(NOTEBOOK)
-    assert list(registration.claims) == list(EFFECTS)
+def test_the_power_that_is_written_is_that_of_the_rules(notebook):
+    registration, (rules, effects) = registered(notebook), RULES[notebook]
+    assert list(registration.claims) == list(effects)
     for name, of in registration.claims.items():
-        found = powers(name, registration.spread, len(registration.seeds), runs=150)
+        found = rules.powers(name, registration.spread, len(registration.seeds), runs=150)
         assert of["power"] == pytest.approx(found, abs=0.13), name
 
 
-def test_seeds_that_decide_and_seeds_that_tuned_are_those_of_the_run():
-    import yaml
-
-    registration = registered(NOTEBOOK)
-    values = yaml.safe_load((project_root() / "params" / registration.profile / f"{NOTEBOOK}.yaml").read_text())
-    assert tuple(values["seeds"]) == registration.seeds and tuple(values["tuning_seeds"]) == registration.tuning_seeds
+def test_seeds_that_decide_are_those_of_the_run_and_none_has_tuned(notebook):
+    registration = registered(notebook)
+    values = yaml.safe_load((project_root() / "params" / registration.profile / f"{notebook}.yaml").read_text())
+    assert tuple(values["seeds"]) == registration.seeds
     assert not set(registration.seeds) & set(registration.tuning_seeds)
+    assert tuple(values.get("tuning_seeds", registration.tuning_seeds)) == registration.tuning_seeds
 
 
-def test_only_the_registered_run_has_power():
-    registration = registered(NOTEBOOK)
-    claims = [Claim(name, "", "", 0.1, (0.0, 0.2), "inconclusive") for name in EFFECTS]
+def test_only_the_registered_run_has_power(notebook):
+    registration = registered(notebook)
+    claims = [Claim(name, "", "", 0.1, (0.0, 0.2), "inconclusive") for name in RULES[notebook][1]]
     judged = registration.judged(claims, registration.profile, list(registration.seeds))
     assert [c.power for c in judged] == [min(registration.claims[c.id]["power"].values()) for c in claims]
     for profile, seeds in (("default", registration.seeds), (registration.profile, registration.seeds[:-1])):
         assert all(claim.power is None for claim in registration.judged(claims, profile, seeds))
 
 
-def test_committed_results_were_judged_by_what_was_registered_before():
+def test_committed_results_were_judged_by_what_was_registered_before(notebook):
     """The hash in metrics.json is this file's, and the file is in the history of the commit that ran."""
-    folder = project_root() / "figures" / "full" / NOTEBOOK
+    folder = project_root() / "figures" / "full" / notebook
     metrics = json.loads((folder / "metrics.json").read_text())
     if "registration" not in metrics["metrics"]:
         pytest.skip("the committed run is older than the registration")
-    assert metrics["metrics"]["registration"] == registered(NOTEBOOK).sha256
+    assert metrics["metrics"]["registration"] == registered(notebook).sha256
     commit = json.loads((folder / "provenance.json").read_text())["git"]["commit"]
-    path = (FOLDER / f"{NOTEBOOK}.yaml").relative_to(project_root())
+    path = (FOLDER / f"{notebook}.yaml").relative_to(project_root())
     there = subprocess.run(
         ["git", "-C", str(project_root()), "show", f"{commit}:{path}"], capture_output=True, check=False
     )
     if there.returncode:
         pytest.skip("no history here")
-    assert there.stdout == (FOLDER / f"{NOTEBOOK}.yaml").read_bytes()
+    assert there.stdout == (FOLDER / f"{notebook}.yaml").read_bytes()

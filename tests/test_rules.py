@@ -34,6 +34,7 @@ TINY = {
     "pair_training": {"batch_size": 8, "micro_batch_size": 8}, "reward": {"epochs": 1},
     "sample_training": {"iterations": 2, "batch_size": 8, "minibatch_size": 4},
     "measurement": {"checkpoints": 4, "probe": 6, "finals": 6, "shown": 1},
+    "outcome": {"samples": 2, "path_prompts": 4},
 }  # fmt: skip
 pytestmark = pytest.mark.usefixtures("module_cache")
 
@@ -60,7 +61,16 @@ WORKED = {  # of every rule: a value, what it sees, and the c that it makes of c
     "plain": [(rules.Plain(), EARLY, [1, -2, 3, -0.5, 0])],
     "without_negative": [(rules.WithoutNegative(), EARLY, [1, 0, 3, 0, 0])],
     "without_positive": [(rules.WithoutPositive(), EARLY, [0, -2, 0, -0.5, 0])],
-    "equal_weights": [(rules.EqualWeights(), EARLY, [1.625, -1.625, 1.625, -1.625, 0])],
+    "while_sign": [  # LOOKED has a G of -0.1 for positive learning, 0.3 for negative learning
+        (rules.WhileSign(part="positive", dose=0.75), LOOKED, [0.25, -2, 0.75, -0.5, 0]),
+        (rules.WhileSign(part="positive", sign="positive"), LOOKED, [1, -2, 3, -0.5, 0]),
+        (rules.WhileSign(part="negative"), LOOKED, [1, -2, 3, -0.5, 0]),
+        (rules.WhileSign(part="negative", sign="positive", dose=0.5), LOOKED, [1, -1, 3, -0.25, 0]),
+    ],
+    "equal_weights": [
+        (rules.EqualWeights(), EARLY, [1.625, -1.625, 1.625, -1.625, 0]),
+        (rules.EqualWeights(size=0.25), EARLY, [0.25, -0.25, 0.25, -0.25, 0]),
+    ],
     "only_tertile": [
         (rules.OnlyTertile(which="bottom"), EARLY, [1, 0, 0, -0.5, 0]),
         (rules.OnlyTertile(which="middle"), EARLY, [0, -2, 0, 0, 0]),
@@ -265,6 +275,25 @@ def test_the_trained_part_is_the_whole_of_plain_methods_and_what_the_rule_leaves
         assert measured.held_out.shape[1:] == (2, 16)
 
 
+def test_answers_along_a_run_begin_with_the_sft_model_and_end_with_the_final_policy():
+    p = parameters()
+    (run,) = p.by_row()["DPO"]
+    along, (final,) = p.path_stage(run).load(), p.drawn_stage(run.training, range(4)).load()
+    assert len(along) == 4 and [len(state.samples) for state in along] == [8] * 4
+    assert along[0].kl == pytest.approx(0, abs=1e-12) and along[-1].texts == final.texts
+    assert along[0].texts == p.drawn_stage(None, range(4)).load()[0].texts
+    tokenizer = p.base_model.tokenizer()
+    asked = tokenizer.apply_chat_template(p.prompts(range(4)).messages(), add_generation_prompt=True)["input_ids"]
+    assert [prompt for prompt, _ in final.samples] == [ids for ids in asked for _ in range(2)]
+    with run.training.final_policy() as policy, torch.no_grad():
+        for (prompt, response), found in zip(final.samples, final.log_probs, strict=True):
+            logits = policy(torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1]
+            one = logits.log_softmax(-1)[torch.arange(len(response)), response].sum()
+            assert found == pytest.approx(one.item(), abs=1e-9)
+    path = p.paths([run])[0]
+    assert path.kl.tolist() == [state.kl for state in along] and path.score.shape == (4,)
+
+
 def test_what_is_learnt_is_the_change_on_every_training_pair(module_cache):
     p = parameters()
     training = next(run.training for run in p.planned() if run.row.from_pairs)
@@ -313,7 +342,12 @@ def test_a_new_ablation_is_one_class_and_one_row(monkeypatch):
         ({"variants": {"x": {"method": "dpo"}}}, "expected one with another rule than 'plain'"),
         ({"variants": {key: {"method": "dpo"} for key in "xyz"}}, "expected one of method 'dpo' with rule 'plain'"),
         ({"variants": {"x": {"method": "dpo", "untill": 0.5}}}, "variants.x.untill=0.5: no such parameter"),
-        ({"measurement": {**TINY["measurement"], "final_temperature": 1.0}}, "final_temperature=1.0: expected 0.0"),
+        ({"outcome": {"path_prompts": 7}}, "outcome.path_prompts=7: expected at most measurement.finals=6"),
+        (
+            {"variants": {**ROWS, "few": {"method": "dpo", "repeats": 8}}},
+            "repeats=8: leaves 4 pairs of 32, expected 8",
+        ),
+        ({"variants": {**ROWS, "few": {"method": "ppo", "repeats": 2}}}, "repeats=2: expected 1, method ppo learns"),
     ],
 )
 def test_parameters_that_cannot_be(given, message):

@@ -1,4 +1,4 @@
-"""Who answers better, prompt by prompt, and how answers vary. Ties count half."""
+"""Who answers better, prompt by prompt, and how answers vary."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -6,14 +6,27 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.special import expit
 
-from preflab.stages.answers import Answers
+from preflab.stages.drawn_answers import Drawn
 from preflab.statistics import Interval
 
 
-def wins(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
-    """1 where our response scores higher, 1/2 where both score the same, else 0; the arrays' shape."""
-    return np.where(np.isclose(ours, theirs), 0.5, (ours > theirs).astype(float))
+def chances(ours: np.ndarray, theirs: np.ndarray, temperature: float) -> np.ndarray:
+    """How likely the judge is to label one of our responses as the better one, prompt by prompt:
+
+        mean over i, j of sigma((u_i - u'_j) / T)
+
+    `ours` and `theirs` hold scores of K responses a prompt, (..., K); returns (...,).
+    """
+    return expit((ours[..., :, None] - theirs[..., None, :]) / temperature).mean((-1, -2))
+
+
+def at_equal_kl(own: "Path", rival: "Path") -> float:
+    """The difference of mean scores, own less rival, at the largest KL that both runs reach, linear between states."""
+    kl = min(own.kl.max(), rival.kl.max())
+    one, other = (np.interp(kl, np.maximum.accumulate(path.kl), path.score) for path in (own, rival))
+    return float(one - other)
 
 
 def distinct(texts: list[str], n: int) -> float:
@@ -22,34 +35,42 @@ def distinct(texts: list[str], n: int) -> float:
     return len(set(grams)) / max(len(grams), 1)
 
 
-def described(answers: Sequence[Answers]) -> dict[str, float]:
-    """How sampled answers vary, the mean over runs: KL from the SFT model in nats a response, entropy in nats a token,
-    the shares of different answers and of different pairs of words, and the length in tokens."""
+def described(answers: Sequence[Drawn]) -> dict[str, float]:
+    """How answers vary, the mean over runs: KL from the SFT model in nats a response, entropy in nats a token, the
+    shares of different answers and of different pairs of words, and the length in tokens."""
     return {
         "KL": float(np.mean([a.kl for a in answers])),
         "entropy": float(np.mean([a.entropy for a in answers])),
-        "unique": float(np.mean([len(set(a.sampled_texts)) / len(a.sampled_texts) for a in answers])),
-        "distinct-2": float(np.mean([distinct(a.sampled_texts, 2) for a in answers])),
-        "length": float(np.mean([len(response) for a in answers for _, response in a.sampled])),
+        "unique": float(np.mean([len(set(a.texts)) / len(a.texts) for a in answers])),
+        "distinct-2": float(np.mean([distinct(a.texts, 2) for a in answers])),
+        "length": float(np.mean([len(response) for a in answers for _, response in a.samples])),
     }
 
 
 @dataclass(frozen=True)
 class Judged:
-    """The answers of several runs to n held-out prompts, and the judge's scores of them."""
+    """The answers of several runs to n held-out prompts, K each, and the judge's scores of them."""
 
-    answers: list[Answers]  # a run each
-    greedy: np.ndarray  # (runs, n) scores of the greedy answers
-    sampled: np.ndarray  # (runs, n) scores of the sampled answers
+    answers: list[Drawn]  # a run each
+    scores: np.ndarray  # (runs, n, K)
+    temperature: float  # of the judge's labels, in units of the score
 
     @property
     def score(self) -> float:
-        """The mean score of sampled answers."""
-        return self.sampled.mean()
+        """The mean score."""
+        return self.scores.mean()
 
-    def wins(self, rival: "Judged", greedy: bool = False) -> np.ndarray:
+    def chances(self, rival: "Judged") -> np.ndarray:
         """Prompt by prompt against the rival's run with the same seed, or against its only run: (runs, n)."""
-        return wins(self.greedy, rival.greedy) if greedy else wins(self.sampled, rival.sampled)
+        return chances(self.scores, rival.scores, self.temperature)
+
+
+@dataclass(frozen=True)
+class Path:
+    """Where one run passes in training: KL from the SFT model, nats a response, and mean score; (states,) each."""
+
+    kl: np.ndarray
+    score: np.ndarray
 
 
 @dataclass(frozen=True)

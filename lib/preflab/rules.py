@@ -6,8 +6,9 @@ write a class and a line of the table. No trainer knows of either.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -17,10 +18,14 @@ from preflab.settings import Between, NotNegative, Positive, Proportion, setting
 from preflab.weightings import Weights
 
 Tertile = Literal["bottom", "middle", "top"]
+Part = Literal["positive", "negative"]
+Share = Annotated[float, Field(gt=0, le=1)]
 
 
 class Rule:
     """What a trainer calls."""
+
+    looks: ClassVar[bool] = False  # at live G
 
     def __call__(self, w: Weights) -> torch.Tensor:
         """The new c, (rows, seq - 1)."""
@@ -52,11 +57,36 @@ class WithoutPositive(Rule):
 
 
 @settings
-class EqualWeights(Rule):
-    """No reweighting: the sign stays, |c| becomes the mean weight of the batch."""
+class WhileSign(Rule):
+    """A dose of one part goes for as long as the live G of that part has a sign: c of the part becomes (1 - dose) c.
+
+    It needs `live_every`: see `preflab.live`.
+    """
+
+    looks: ClassVar[bool] = True
+    part: Part
+    sign: Part = "negative"  # of G
+    dose: Share = 1.0
 
     def __call__(self, w: Weights) -> torch.Tensor:
-        return w.c.sign() * w.mean
+        g = dict(zip(("positive", "negative"), seen(w, "while_sign"), strict=True))[self.part]
+        if (g < 0) != (self.sign == "negative"):
+            return w.c
+        gone = w.c > 0 if self.part == "positive" else w.c < 0
+        return torch.where(gone, (1 - self.dose) * w.c, w.c)
+
+
+@settings
+class EqualWeights(Rule):
+    """No reweighting: the sign stays, |c| becomes one size.
+
+    Without a size, it is the mean weight of the batch, which changes in training as the real weights do. DPO's shrinks.
+    """
+
+    size: Positive | None = None
+
+    def __call__(self, w: Weights) -> torch.Tensor:
+        return w.c.sign() * (w.mean if self.size is None else self.size)
 
 
 @settings
@@ -118,13 +148,12 @@ class Adaptive(Rule):
     the other part. It needs `live_every`: see `preflab.live`.
     """
 
+    looks: ClassVar[bool] = True
     gain: Annotated[float, Field(ge=-1, le=1)]
     total: Positive = 2.0
 
     def __call__(self, w: Weights) -> torch.Tensor:
-        if w.live is None:
-            raise BadInput("rule adaptive: expected live_every beside it, the updates between two looks at G")
-        up, down = w.live
+        up, down = seen(w, "adaptive")
         size = abs(up) + abs(down)
         return shared(w.c, 0.5 + 0.5 * self.gain * (down - up) / size if size else 0.5, self.total)
 
@@ -162,6 +191,25 @@ class Until(Rule):
         return self.rule(w) if w.progress < self.share else w.c
 
 
+@dataclass(frozen=True)
+class SameTotal(Rule):
+    """What a rule leaves, scaled so that the sum of |c| in each batch is the plain method's (a control of size)."""
+
+    rule: Rule
+
+    def __call__(self, w: Weights) -> torch.Tensor:
+        c = self.rule(w)
+        left = c.abs().sum()
+        return c * (w.c.abs().sum() / left) if left else c
+
+
+def seen(w: Weights, rule: str) -> Sequence[float]:
+    """Live G of positive and negative learning. Raises BadInput where training does not look at it."""
+    if w.live is None:
+        raise BadInput(f"rule {rule}: expected live_every beside it, the updates between two looks at G")
+    return w.live
+
+
 def shared(c: torch.Tensor, share: float, total: float) -> torch.Tensor:
     """c+ * total * (1 - share) and c- * total * share: at share = 1/2 and total = 2 the plain method."""
     return total * torch.where(c > 0, (1 - share) * c, share * c)
@@ -171,6 +219,7 @@ RULES: dict[str, type[Rule]] = {
     "plain": Plain,
     "without_negative": WithoutNegative,
     "without_positive": WithoutPositive,
+    "while_sign": WhileSign,
     "equal_weights": EqualWeights,
     "only_tertile": OnlyTertile,
     "without_tertile": WithoutTertile,

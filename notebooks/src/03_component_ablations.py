@@ -20,31 +20,35 @@
 #
 # **What is the paper's:** the parts, and DPO without negative learning for the first part of training (its first 3000
 # steps; here a share of training). **What is ours:** every other row, the shares, the world, the model, the judge (the
-# oracle of the world; the paper asks GPT-4), intervals over prompts and seeds, and the rules of the verdicts. A
-# reviewer of the paper asked for the hard switch from positive to negative learning. It is a row of the `full` run.
+# oracle of the world; the paper asks GPT-4), the controls, intervals over prompts and seeds, and the rules of the verdicts.
+# A reviewer of the paper asked for the hard switch from positive to negative learning. It is a row of the `full` run.
 
 # %% tags=["parameters"]
 profile: str = "default"  # results go to results/PROFILE/NAME/
 name: str = "03_component_ablations"
-source: str = "world:conflict"  # paper D: UltraFeedback
+source: str = "world:guide-conflict"  # paper D: UltraFeedback
 objective: str = "helpful"
 final_source: str | None = None  # of the held-out prompts that D' answers; None: those of `source`
 final_objective: str | None = None
 data: str = ""  # folder that files: sources are relative to
 revision: str | None = None  # of hub: sources; recorded
-train_pairs: int = 1600  # DPO's pairs; PPO and the reward model use the same prompts and pairs
-test_pairs: int = 256
+train_pairs: int = 640  # DPO's pairs; PPO and the reward model use the same prompts and pairs
+test_pairs: int = 200
 test_share: float = 0.1  # of the prompts, held out where files: and hub: sources have no test split
 pairs_per_prompt: int | None = None  # a limit where one prompt has many replies; None: all
-max_new_tokens: int = 32
-variants: dict = {  # name: method, rule of preflab.rules, its arguments, until which share of training
+max_new_tokens: int = 88
+variants: dict = {  # name: method, rule of preflab.rules, its arguments, until which share of training, ...
     "DPO": {"method": "dpo"},
     "DPO, no negative early": {"method": "dpo", "rule": "without_negative", "until": 0.4},
-    "DPO, no negative": {"method": "dpo", "rule": "without_negative"},
-    "DPO, equal weights": {"method": "dpo", "rule": "equal_weights"},
+    "DPO on few pairs": {"method": "dpo", "repeats": 6},
+    "DPO on few pairs, weights that stay": {
+        "method": "dpo",
+        "rule": "equal_weights",
+        "arguments": {"size": 0.05},
+        "repeats": 6,
+    },
     "PPO": {"method": "ppo"},
     "PPO, no negative": {"method": "ppo", "rule": "without_negative"},
-    "PPO, sign only": {"method": "ppo", "rule": "equal_weights"},
 }
 seeds: list = [0, 1]  # of training pairs, adapter, batch order and samples; base and reward model are one and fixed
 show_texts: bool = True  # print prompts and responses; off for data that is not fit to print
@@ -57,6 +61,7 @@ pair_training: dict = {}  # DPO's loop: learning rate, batch size, epochs, ...
 sample_training: dict = {}  # PPO's loop: iterations, batch sizes, learning rate, ...
 reward: dict = {}  # {"kind": "oracle"}; the training of a reward model
 measurement: dict = {}  # how often, and on what, G is measured
+outcome: dict = {}  # samples: K answers a prompt
 hardware: dict = {}  # device, dtype, workers
 
 # %%
@@ -76,9 +81,10 @@ from preflab import rules
 from preflab.claims import table as table_of
 from preflab.claims import withheld
 from preflab.claims.ablations import ablation_claims
-from preflab.experiments.ablations import ablation_row, change_of
+from preflab.claims.registration import registered
+from preflab.experiments.ablations import ablation_row, change_of, equal_kl
 from preflab.figures import ablations as plots
-from preflab.judging import as_table, counted, decided, described, wins
+from preflab.judging import as_table, chances, counted, decided, described
 from preflab.measured import PARTS, g_of
 from preflab.running.parallel import parallel
 from preflab.running.run import start
@@ -169,17 +175,41 @@ pd.concat({f"t = {t}": shown(switch(replace(batch, progress=t))) for t in (0.3, 
 # %% [markdown]
 # It takes away that the two parts work at the same time.
 #
+# ### While a sign lasts
+#
+# D9 says that a part with a negative $G$ can help. So a part should go *while its $G$ is negative*, and come back when it is
+# positive. With $G^-$ as training sees it now (`live_every` says how often it looks), and a dose $d$:
+#
+# $$c'_{i,t} = \begin{cases} (1-d)\,c_{i,t} & c_{i,t} < 0 \text{ and } G^- < 0 \\ c_{i,t} & \text{else} \end{cases}$$
+
+# %% tags=["nbval-check-output"]
+print(inspect.getsource(rules.WhileSign))
+half = rules.WhileSign(part="negative", dose=0.5)
+pd.concat({f"G⁻ = {g:+}": shown(half(replace(batch, live=(0.2, g)))) for g in (-0.1, 0.1)})
+
+# %% [markdown]
+# ### A control: the same total
+#
+# Without one part the gradient is smaller. A row could lose for that reason alone. With `same_total`, what is left is scaled
+# up until the batch has its old sum of $\lvert c\rvert$.
+
+# %% tags=["nbval-check-output"]
+print(inspect.getsource(rules.SameTotal))
+shown(rules.SameTotal(rules.WithoutNegative())(batch))
+
+# %% [markdown]
 # ### Equal weights
 #
-# $$c'_{i,t} = \operatorname{sign}(c_{i,t})\;\bar w, \qquad \bar w = \text{the mean weight of the batch}$$
+# $$c'_{i,t} = \operatorname{sign}(c_{i,t})\;\bar w, \qquad \bar w = \text{the mean weight of the batch, or a size that stays}$$
 
 # %% tags=["nbval-check-output"]
 print(inspect.getsource(rules.EqualWeights))
-shown(rules.EqualWeights()(batch))
+pd.concat({"mean": shown(rules.EqualWeights()(batch)), "0.05": shown(rules.EqualWeights(0.05)(batch))})
 
 # %% [markdown]
-# It takes the reweighting away. A pair that is known already now counts as much as one that is the wrong way round.
-# The mean stays, so the batch as a whole has as much weight as before.
+# DPO's weight does two things. It tells pairs apart: one that is known counts less. And it shrinks as training goes on, because
+# more and more pairs are known. The mean of the batch takes the first away and keeps the second. A size that stays takes both
+# away; $\beta/2 = 0.05$ is what DPO begins with.
 #
 # ### A third of the pairs
 #
@@ -223,7 +253,7 @@ print("\n".join(P.few()) or "enough pairs")
 # %%
 prompts = P.prompts().messages()  # so many must be there, before anything trains
 _ = P.reward_stage().load()  # one reward model for all
-jobs = [Job(str(planned), (P.alignment(planned.training), P.learnt(planned.training))) for planned in P.planned()]
+jobs = [Job(str(planned), P.asked_of(planned)) for planned in P.planned()]
 parallel({"trained and measured": jobs}, P.hardware.workers)
 
 # %%
@@ -233,53 +263,65 @@ measured = {who: P.measured(some) for who, some in runs.items()}  # G along trai
 accuracy = {who: P.accuracy(some) for who, some in runs.items()}  # of DPO margins
 sft = P.judged_sft()
 rows = {
-    who: ablation_row(judged[who], judged[P.plain_of[row.method]], sft, measured[who], accuracy[who])
-    for who, row in P.variants.items()
+    who: ablation_row(judged[who], judged[P.rivals.get(who, who)], sft, measured[who], accuracy[who])
+    for who in P.variants
 }
 on_prompts = {"prompts": len(prompts), "seeds": len(P.seeds)}  # what the numbers below rest on
 on_pairs = {"held-out pairs": len(P.pairs.test_pairs.rows()), "seeds": len(P.seeds)}
 
 # %% [markdown]
-# ## Who wins?
+# ## Who answers better?
 #
-# The judge gives each answer a score: the utility of the oracle in a world, the score of the reward model elsewhere. A
-# win is the higher score on the same prompt, and a tie counts one half. Try it on three prompts:
+# Every policy gives $K$ answers to every prompt, at temperature 1. The judge gives each answer a score $u$: the utility of the
+# oracle in a world, the score of the reward model elsewhere. The labels of a world are drawn with probability
+# $\sigma(\Delta u/T)$, and this **label probability** is the outcome, over all $K^2$ couples of answers:
+#
+# $$p = \frac{1}{K^2}\sum_{i,j}\sigma\!\left(\frac{u_i - u'_j}{T}\right).$$
+#
+# Try it on one prompt, with two answers each:
 
 # %% tags=["nbval-check-output"]
-ours, theirs = np.array([1.2, 0.4, 0.9]), np.array([0.7, 0.4, 1.5])
-print("wins", wins(ours, theirs), "  win rate − ½ =", wins(ours, theirs).mean() - 0.5)
+ours, theirs = np.array([1.2, 0.4]), np.array([0.7, 0.4])
+print(f"label probability − ½ = {chances(ours, theirs, temperature=0.5) - 0.5:+.3f}")
 
 # %% [markdown]
-# A win rate less one half is 0 for two equal rivals, and at most ½. Its interval is over prompts *and* seeds: another
-# seed is another sample of training pairs, another order of batches, and another initial adapter if there is one.
-# **Greedy** answers take the likeliest token at each place. **Sampled** answers are drawn at temperature 1.
+# It is 0 for two equal rivals, and at most ½. Its interval is over prompts *and* seeds: another seed is another sample of
+# training pairs, another order of batches, and another initial adapter if there is one.
+#
+# A row may lose because it has learnt badly, or because it has not moved as far. So the right panel compares scores at **equal
+# KL**: the largest distance from the SFT model that both runs reach.
 
 # %%
-against_plain = ["greedy, against plain − ½", "sampled, against plain − ½"]
+paths = {who: P.paths(some) for who, some in runs.items()}  # KL and score at every snapshot
+for who, plain in P.rivals.items():
+    rows[who]["score at equal KL, less plain"] = equal_kl(paths[who], paths[plain])
+against_plain = ["against plain − ½", "score at equal KL, less plain"]
 as_table({who: rows[who] for who in P.rivals}, on_prompts, against_plain)
 
 # %%
 lines = {who: (P.variants[who].family, *(rows[who][how] for how in against_plain)) for who in P.rivals}
-label = "win rate against the plain method − ½\n95 % interval over prompts and seeds"
-run.figure("forest", plots.forest(lines, label))
+labels = ["label probability against the plain method − ½", "score at equal KL, less the plain method's"]
+run.figure("forest", plots.forest(lines, labels))
 
 # %%
-intervals = {f"{who} ({how.split(',')[0]})": rows[who][how] for who in P.rivals for how in against_plain}
-print("intervals that leave out 0:", "; ".join(decided(intervals)) or "none")
+print("intervals that leave out 0:", "; ".join(decided({who: lines[who][1] for who in lines})) or "none")
 
 # %% [markdown]
-# **Read it.** A line that crosses 0 decides nothing. Two seeds leave long lines: where seeds differ more than prompts do,
-# the standard error is multiplied by up to 12.7, and by up to 2.8 with the five seeds of the `full` run. Greedy answers in
-# so small a world hardly differ from prompt to prompt. One habit, such as a closing wish, can decide nearly every prompt
-# at once. So look at sampled answers too, and at the mean score, which says by how much.
+# **Read it.** Bars are 95 % intervals. One that crosses 0 decides nothing. Two seeds leave long ones: where seeds differ more
+# than prompts do, the standard error is multiplied by up to 12.7. The verdicts that count come from the `full` run.
 
 # %%
-of_sft = {"score": sft.score, "greedy, against SFT − ½": None}
+of_sft = {"score": sft.score, "against SFT − ½": None}
 as_table(rows | {"SFT": of_sft}, on_prompts, of_sft)
 
 # %% [markdown]
-# In the default run, DPO without negative learning has the lowest score of the DPO rows.
-#
+# How often did a rule that follows $G$ take something away?
+
+# %%
+follow = {who: P.acted(some).mean() for who, some in runs.items() if P.variants[who].rule == "while_sign"}
+print("\n".join(f"{who}: in {share:.0%} of the updates" for who, share in follow.items()) or "no rule here follows G")
+
+# %% [markdown]
 # Did a row win by saying one thing everywhere? `KL` from the SFT model is in nats a response, `entropy` in nats a token.
 # `unique` is the share of different answers, `distinct-2` that of different pairs of words, `length` is in tokens.
 
@@ -298,10 +340,10 @@ as_table(rows | {"SFT": described(sft.answers)}, on_prompts, variety)
 # probability goes to responses that are in neither place: likelihood is *displaced*.
 
 # %%
-paths = {
+falls = {
     who: (some[0].progress, change_of(some, "chosen"), change_of(some, "rejected")) for who, some in measured.items()
 }
-run.figure("log_probs", plots.log_prob_paths(paths))
+run.figure("log_probs", plots.log_prob_paths(falls))
 
 # %%
 as_table(rows, on_pairs, ["chosen", "rejected"])
@@ -346,47 +388,52 @@ run.figure("gap", plots.gaps({who: (found.training, found.held_out) for who, fou
 as_table(rows, {"training pairs": P.train_pairs, **on_pairs}, ["held-out accuracy", "gap"])
 
 # %% [markdown]
-# **Read it.** A gap above 0 has the filled mark on the right of the open one. `pair_training.epochs` says how often a pair
-# is seen. If each pair is seen once, there is little to learn by heart, and little that a regulariser could prevent.
+# **Read it.** A gap above 0 has the filled mark on the right of the open one. If each pair is seen once, there is little to
+# learn by heart, and little that a regulariser could prevent. So rows *on few pairs* have the same number of updates on a
+# sixth of the pairs: every pair is seen six times as often.
 #
 # ## What the policies say
 #
-# Greedy answers of the first seed to two held-out prompts.
+# One sampled answer of the first seed to each of two held-out prompts.
 
 # %%
 if P.show_texts:
     for i in range(2):
         print(prompts[i][-1]["content"])
         for who, some in {"SFT": sft, **judged}.items():
-            print(f"   {who:<24} {some.answers[0].final_texts[i]}")
+            print(f"   {who:<36} {some.answers[0].texts[i * P.outcome.samples]}")
 
 # %% [markdown]
 # ## Claims
 #
-# Each rule was written before its run; `claims/ablations.py` holds them. D9 needs to know which part has a negative $G$ in
-# the plain run. The verdicts that count are those of `full`.
+# Each rule was written before its run; `claims/ablations.py` holds them, and the registration says what they can see. The
+# verdicts that count are those of `full`.
 
 # %%
-parts = {
-    method: {part: g_of(measured[plain], part) for part in ("positive", "negative")}
-    for method, plain in P.plain_of.items()
-}
-plain_gap = accuracy[P.plain_of["dpo"]].gap if "dpo" in P.plain_of else np.array([np.nan])
-verdicts = withheld(ablation_claims(P.ablations(judged, accuracy), plain_gap, parts), len(prompts), "prompts")
+registration = registered("03_component_ablations")
+print(f"registered on {registration.date} for the profile {registration.profile}, seeds {list(registration.seeds)}")
+registration.table()
+
+# %%
+verdicts = withheld(ablation_claims(P.ablations(runs, judged, accuracy)), len(prompts), "prompts")
+verdicts = registration.judged(verdicts, P.profile, P.seeds)
 table_of(verdicts).rename_axis(columns=counted({"prompts": len(prompts), **on_pairs}))
 
 # %%
 folder = run.finish(
     claims=verdicts,
     metrics={
-        "outcomes": {who: row["greedy, against SFT − ½"] for who, row in rows.items()},
+        "outcomes": {who: row["against SFT − ½"] for who, row in rows.items()},
         "variants": rows,
         "sft": {"score": sft.score},
+        "acted": follow,
+        "registration": registration.sha256,
     },
     series={
         "g": {who: {part: g_of(some, part) for part in PARTS} for who, some in measured.items()},
         "progress": {who: some[0].progress for who, some in measured.items()},
-        "log_probs": {who: {"chosen": up, "rejected": down} for who, (_, up, down) in paths.items()},
+        "paths": {who: {"kl": [x.kl for x in some], "score": [x.score for x in some]} for who, some in paths.items()},
+        "log_probs": {who: {"chosen": up, "rejected": down} for who, (_, up, down) in falls.items()},
         "accuracy": {who: {"train": found.training, "held out": found.held_out} for who, found in accuracy.items()},
     },
     data=P.reports(),
@@ -419,7 +466,9 @@ print("results in", "/".join(folder.parts[-3:]))
 #    since it has read `rules.py` already.
 # 2. **Until when?** Add the rows `"DPO, no negative until 0.2": {"method": "dpo", "rule": "without_negative", "until": 0.2}`
 #    and the same with 0.8. Up to which share does DPO recover?
-# 3. **Greedy or sampled?** Which rows win more with greedy than with sampled answers? What does their entropy say?
+# 3. **While a sign lasts.** Add the row `"PPO, no negative while G⁻ > 0": {"method": "ppo", "rule": "while_sign", "arguments":
+#    {"part": "negative", "sign": "positive"}, "live_every": 2}`. Is it worse to lose a part while it pulls *towards* the end? Then
+#    with `"dose": 0.5`: is half a loss half as bad?
 # 4. **A perfect reward.** Set `reward: dict = {"kind": "oracle"}`, so that PPO learns from the judge itself. Which of its
 #    rows change places?
 # 5. **Another method.** KTO gives each response of a pair a weight of its own. Add the rows `"KTO": {"method": "kto"}` and

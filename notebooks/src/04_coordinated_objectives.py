@@ -24,19 +24,19 @@
 # %% tags=["parameters"]
 profile: str = "default"  # results go to results/PROFILE/NAME/
 name: str = "04_coordinated_objectives"
-source: str = "world:conflict"  # paper D: UltraFeedback
+source: str = "world:guide-conflict"  # paper D: UltraFeedback
 objective: str = "helpful"
 final_source: str | None = None  # of the held-out prompts that D' answers; None: those of `source`
 final_objective: str | None = None
 data: str = ""  # folder that files: sources are relative to
 revision: str | None = None  # of hub: sources; recorded
-train_pairs: int = 1280  # DPO's pairs; PPO and the reward model use the same prompts and pairs
-test_pairs: int = 256
+train_pairs: int = 640  # DPO's pairs; PPO and the reward model use the same prompts and pairs
+test_pairs: int = 200
 test_share: float = 0.1  # of the prompts, held out where files: and hub: sources have no test split
 pairs_per_prompt: int | None = None  # a limit where one prompt has many replies; None: all
-validation: int = 64  # held-out prompts that candidates are chosen on
-report: int = 128  # held-out prompts that everything below is reported on
-max_new_tokens: int = 32
+validation: int = 32  # held-out prompts that candidates are chosen on
+report: int = 64  # held-out prompts that everything below is reported on
+max_new_tokens: int = 88
 # A row's name: its method and rule; the arguments of both; `sweep`, the values that it may choose from; and `against`,
 # its rival, from whose choice it starts.
 variants: dict = {
@@ -55,19 +55,19 @@ variants: dict = {
         "against": "DPO",
         "sweep": [{"gain": -0.5}, {"gain": 0.5}],
     },
-    "PPO": {"method": "ppo", "sweep": [{"kl_coefficient": 0.05}, {"kl_coefficient": 0.02}]},
+    "PPO": {"method": "ppo", "sweep": [{"kl_coefficient": 0.1}, {"kl_coefficient": 0.03}]},
     "hPPO": {
         "method": "ppo",
         "rule": "thresholded",
         "arguments": {"reading": "keep_negative_above"},
         "against": "PPO",
-        "sweep": [{"tau": 0.5}, {"tau": 1.0}],
+        "sweep": [{"tau": 0.5}, {"tau": 1.5}],
     },
     "GRPO, correctness": {
         "method": "grpo",
         "reward": "correct",
         "arguments": {"group_size": 4},
-        "sweep": [{"kl_coefficient": 0.05}, {"kl_coefficient": 0.02}],
+        "sweep": [{"kl_coefficient": 0.1}, {"kl_coefficient": 0.03}],
     },
 }
 sweep_seeds: int = 1  # the first so many seeds choose among the candidates
@@ -83,6 +83,7 @@ pair_training: dict = {}  # DPO's loop: learning rate, batch size, epochs, ...
 sample_training: dict = {}  # PPO's loop: iterations, batch sizes, learning rate, ...
 reward: dict = {}  # {"kind": "oracle"}; the training of a reward model
 measurement: dict = {}  # how often, and on what, G is measured
+outcome: dict = {}  # samples: K answers a prompt
 hardware: dict = {}  # device, dtype, workers
 
 # %%
@@ -101,6 +102,7 @@ from preflab import alignment, alpaca, rules
 from preflab.claims import corrected, win_change, withheld
 from preflab.claims import table as table_of
 from preflab.claims.coordination import coordination_claims
+from preflab.claims.registration import registered
 from preflab.data.dialogues import instructions
 from preflab.experiments.coordination import course, made_of_one_pair, negative_share
 from preflab.figures import coordination as plots
@@ -312,7 +314,7 @@ parallel(P.phases(), P.hardware.workers)
 
 # %%
 tried = P.candidates()
-merits = {who: P.merits(some) for who, some in tried.items()}  # win rates against the SFT model, validation prompts
+merits = {who: P.merits(some) for who, some in tried.items()}  # against the SFT model, on validation prompts
 as_table(P.choices(tried, merits), {"validation prompts": P.validation, "seeds": P.sweep_seeds})
 
 # %%
@@ -324,31 +326,34 @@ rows = P.compared(judged, sft)
 on_prompts = {"prompts": len(prompts), "seeds": len(P.seeds)}  # what the numbers below rest on
 
 # %% [markdown]
-# ## Who wins
+# ## Who answers better
 #
-# The judge is the oracle of the world (for files, the reward model). A win is a higher score on the same prompt, a tie
-# counts one half. Verdicts are of **sampled** answers, since greedy ones hardly vary in so small a world (notebook 03). A
-# row with a rival is compared with it seed by seed. Intervals are over prompts and seeds.
+# The outcome is that of notebook 03: $K$ answers a prompt at temperature 1, and the judge's own **label probability**,
+#
+# $$p = \frac{1}{K^2}\sum_{i,j}\sigma\!\left(\frac{u_i - u'_j}{T}\right),$$
+#
+# less one half. The judge is the oracle of the world (for files, the reward model). A row with a rival is compared with it seed
+# by seed. Intervals are over prompts and seeds.
 
 # %%
-who_wins = ["score", "against SFT − ½", "against the rival − ½", "the same, greedy"]
+who_wins = ["score", "against SFT − ½", "against the rival − ½"]
 as_table(rows | {"SFT": {"score": sft.score}}, on_prompts, who_wins)
 
 # %%
-label = f"win rate against the rival − ½\nintervals that hold together with 95 % (comparisons: {len(P.rivals)})"
+label = (
+    f"label probability against the rival − ½\nintervals that hold together with 95 % (comparisons: {len(P.rivals)})"
+)
 lines = {
-    f"{who} / {rival}": (P.variants[who].family, rows[who]["the same, greedy"], rows[who]["against the rival − ½"])
-    for who, rival in P.rivals.items()
+    f"{who} / {rival}": (P.variants[who].family, rows[who]["against the rival − ½"]) for who, rival in P.rivals.items()
 }
-run.figure("forest", forest(lines, label)) if lines else "no row has a rival"
+run.figure("forest", forest(lines, [label])) if lines else "no row has a rival"
 
 # %%
-print("sampled, intervals that leave out 0:", "; ".join(decided({k: line[2] for k, line in lines.items()})) or "none")
+print("intervals that leave out 0:", "; ".join(decided({who: line[1] for who, line in lines.items()})) or "none")
 
 # %% [markdown]
 # **Read it.** Right of 0 the controlled method wins, left of 0 its plain rival. A line that crosses 0 decides nothing. More
-# comparisons make longer lines: all of them together are to hold with 95 % (Bonferroni). A mark without a line means that
-# every prompt is a tie.
+# comparisons make longer lines: all of them together are to hold with 95 % (Bonferroni).
 #
 # Did a row win by saying one thing everywhere? `KL` from the SFT model is in nats a response, `entropy` in nats a token.
 # `unique` is the share of different answers, `distinct-2` that of different pairs of words, `length` is in tokens. In a
@@ -371,9 +376,20 @@ run.figure("pareto", plots.pareto(places, (sft.score, sft.answers[0].entropy)))
 # %% [markdown]
 # **Read it.** Better is up and to the left in the first panel, up and to the right in the second. Grey joins what no other
 # beats in both. Small dots are candidates that were not chosen (on the validation prompts). What scores far below the
-# SFT model, its language broken, is a triangle on the lower edge if it was chosen, and else left out. In the default run
-# DPO and cDPO end with nearly the same score, and adaptive cDPO goes farther from the SFT model without a higher one.
+# SFT model, its language broken, is a triangle on the lower edge if it was chosen, and else left out.
 #
+# ## A high threshold: reward hacking?
+#
+# The paper warns of a high $\tau$: less exploration, and so a loss of diversity, or answers that please the reward and nobody
+# else. `its reward` is what a run is trained on, in deviations of the SFT model's answers. `score` is the judge's. If the first
+# rises and the second does not, the reward is hacked.
+
+# %%
+hacked = P.by_threshold(tried)
+columns = ["its reward", "score", "KL", "entropy", "unique", "distinct-2"]
+as_table(hacked, {"validation prompts": P.validation, "seeds": P.sweep_seeds}, columns) if hacked else "no hPPO row"
+
+# %% [markdown]
 # ## Schedules and the G they produce
 #
 # Above, $\lambda_t$ as it was in training. Below, $G$ of positive and negative learning without $\lambda$, and of the loss
@@ -388,8 +404,7 @@ run.figure("schedules", plots.schedules({who: courses[who] for who in P.schedule
 
 # %% [markdown]
 # **Read it.** Thin lines are seeds. Each lower panel has its own scale, and is measured with its own final responses.
-# The adaptive run changes $\lambda$ at every look, and goes on with it until the next. In the default run $G$ of positive
-# learning ends below zero in all three DPO rows, and that of negative learning above.
+# The adaptive run changes $\lambda$ at every look, and goes on with it until the next.
 #
 # ## The same lens on rewards that can be verified
 #
@@ -405,12 +420,12 @@ as_table(named, on_prompts, ["right answer"]) if P.verified else None
 # %% [markdown]
 # ## Adaptive against static, at equal compute
 #
-# The adaptive run against the static schedule of the same method: sampled answers, same prompts and seeds.
+# The adaptive run against the static schedule of the same method, on the same prompts and seeds.
 
 # %%
 won = P.adaptive_against_static(judged)
 versus = {pair: win_change(some, corrected(len(won))) for pair, some in won.items()}
-of_pairs = {pair: {"win rate − ½": interval} for pair, interval in versus.items()}
+of_pairs = {pair: {"label probability − ½": interval} for pair, interval in versus.items()}
 as_table(of_pairs, on_prompts) if versus else "no adaptive row"
 
 # %% [markdown]
@@ -423,7 +438,7 @@ if P.show_texts:
     for i in range(2):
         print(prompts[i][-1]["content"])
         for who, some in {"SFT": sft, **judged}.items():
-            print(f"   {who:<24} {some.answers[0].sampled_texts[i]}")
+            print(f"   {who:<24} {some.answers[0].texts[i * P.outcome.samples]}")
 
 # %% [markdown]
 # ## AlpacaEval
@@ -442,12 +457,18 @@ if asked:
 # %% [markdown]
 # ## Claims
 #
-# Each rule was written before its run; `claims/coordination.py` holds them. The intervals of a claim are corrected for its
-# own comparisons. Only static schedules count, because adaptive coordination is not the paper's. The verdicts that count
-# are those of `full`.
+# Each rule was written before its run; `claims/coordination.py` holds them, and the registration says what they can see. The
+# intervals of a claim are corrected for its own comparisons. Only static schedules count, because adaptive coordination is not
+# the paper's. The verdicts that count are those of `full`.
+
+# %%
+registration = registered("04_coordinated_objectives")
+print(f"registered on {registration.date} for the profile {registration.profile}, seeds {list(registration.seeds)}")
+registration.table()
 
 # %%
 verdicts = withheld(coordination_claims(P.contests(judged, sft)), len(prompts), "prompts")
+verdicts = registration.judged(verdicts, P.profile, P.seeds)
 table_of(verdicts).rename_axis(columns=counted(on_prompts))
 
 # %%
@@ -458,6 +479,8 @@ folder = run.finish(
         "variants": rows,
         "chosen": {who: some[0].row.arguments for who, some in chosen.items()},
         "adaptive against static": versus,
+        "thresholds": hacked,
+        "registration": registration.sha256,
         "passes": {who: P.passes(some[0].training) for who, some in chosen.items()},
         "sft": {"score": sft.score, "entropy": sft.answers[0].entropy},
     },

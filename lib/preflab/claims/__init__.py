@@ -9,7 +9,7 @@ import pandas as pd
 from preflab.statistics import Interval, mean_interval
 
 REPRODUCED, NOT_REPRODUCED, INCONCLUSIVE = "reproduced", "not reproduced", "inconclusive"
-POINTS = 0.02  # of a win rate or an accuracy: a smaller difference is none
+EFFECT = 0.05  # of a label probability or an accuracy: the smallest that counts. "Not reproduced" leaves out as much
 FEWEST = 50  # held-out pairs or prompts: from fewer, a share is known to 14 points at best, and no verdict is given
 
 
@@ -33,9 +33,10 @@ def nothing() -> Interval:
     return Interval(*[float("nan")] * 3)
 
 
-def win_change(wins: np.ndarray, level: float = 0.95) -> Interval:
-    """Win rate less one half, of wins (seeds, prompts) against a rival with the same seed, over both."""
-    return mean_interval(wins - 0.5, level, (-0.5, 0.5))
+def win_change(chances: np.ndarray, level: float = 0.95) -> Interval:
+    """How likely the judge is to prefer one of our answers, less one half: of chances (seeds, prompts) against a rival
+    with the same seed. The interval is over both."""
+    return mean_interval(chances - 0.5, level, (-0.5, 0.5))
 
 
 def corrected(comparisons: int) -> float:

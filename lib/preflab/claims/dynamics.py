@@ -45,9 +45,10 @@ class Curves:
     @property
     def separation(self) -> np.ndarray:
         """Sum over steps of top - bottom, over that of the sizes of the three tertiles: (seeds,). Steps at which all
-        weights are equal have no tertiles (NaN) and do not count."""
+        weights are equal have no tertiles (NaN) and do not count; a run that has no others has no separation (NaN)."""
         parts = np.nansum(np.abs([self.bottom, self.middle, self.top]), axis=(0, 2))
-        return np.nansum(self.top - self.bottom, axis=1) / parts
+        apart = np.nansum(self.top - self.bottom, axis=1)
+        return np.divide(apart, parts, out=np.full_like(apart, np.nan), where=parts > 0)
 
 
 def _third(g: np.ndarray, third: int | None) -> np.ndarray:

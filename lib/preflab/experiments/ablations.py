@@ -7,15 +7,21 @@ from typing import Annotated, Any, Self
 import numpy as np
 from pydantic import Field, model_validator
 
+from preflab import rewards
 from preflab.claims import win_change
 from preflab.claims.ablations import Ablation
 from preflab.experiments.dynamics import Dynamics, Planned
 from preflab.experiments.variants import Variant
-from preflab.judging import Judged, described
-from preflab.measured import Measured, ordered
+from preflab.judging import Judged, Path, at_equal_kl, described
+from preflab.measured import SIGNS, Measured, ordered
+from preflab.rules import WhileSign
 from preflab.stages.alignment import Measurement
-from preflab.stages.answers import Answers
+from preflab.stages.drawn_answers import Drawn, DrawnAnswers, Outcome
+from preflab.stages.reward import label_temperature
+from preflab.stages.snapshots import Snapshots
 from preflab.stages.stage import Stage
+from preflab.stages.training import Training
+from preflab.statistics import Interval, seed_interval
 from preflab.training.from_samples import SampleTraining
 
 SIDES = ("chosen", "rejected")
@@ -39,30 +45,50 @@ class Variants(Dynamics):
 
     variants: Annotated[dict[str, Variant], Field(min_length=1)]
 
+    outcome: Outcome = Outcome()
+
     def rows(self) -> dict[str, Variant]:
         return self.variants
 
     @model_validator(mode="after")
     def _rows_possible(self) -> Self:
-        if temperature := self.measurement.final_temperature:
-            raise ValueError(
-                f"measurement.final_temperature={temperature}: expected 0.0, win rates are of greedy answers too"
-            )
         for name, row in self.variants.items():
             self._check_reward(f"variants.{name}.reward", row.reward)
         return self
 
+    def drawn_stage(self, of: Snapshots | Training | None, which: range | None = None) -> DrawnAnswers:
+        """K answers to some of the held-out prompts (by default those of D')."""
+        prompts, m = self.prompts(which), self.measurement
+        return DrawnAnswers(self.base_model, of, prompts, self.outcome.samples, self.max_new_tokens, m.batch)
+
     def judged(self, runs: Sequence[Planned], which: range | None = None) -> Judged:
         """What runs answer to some of the held-out prompts (by default those of D'), and the judge's scores."""
-        return self._judged([self.answers_stage(run.training, which).load() for run in runs], which)
+        return self._judged([self.drawn_stage(run.training, which).load()[0] for run in runs], which)
 
     def judged_sft(self, which: range | None = None) -> Judged:
         """The same of the SFT model, which is one run for all seeds."""
-        return self._judged([self.answers_stage(None, which).load()], which)
+        return self._judged(self.drawn_stage(None, which).load(), which)
 
-    def _judged(self, answers: list[Answers], which: range | None) -> Judged:
-        greedy, sampled = (np.array([self.scores(a, kind, which) for a in answers]) for kind in (True, False))
-        return Judged(answers, greedy, sampled)
+    def _judged(self, answers: list[Drawn], which: range | None) -> Judged:
+        scores = np.array([self.scores(drawn, self.prompts(which).messages()) for drawn in answers])
+        return Judged(answers, scores, self.label_temperature)
+
+    def scores(self, drawn: Drawn, prompts: list[list[dict]]) -> np.ndarray:
+        """The judge's score of each response, (prompts, K): the oracle's utility in a world, else the reward model's
+        score, which is no independent judge of what was trained on it."""
+        asked = [prompt for prompt in prompts for _ in range(self.outcome.samples)]
+        if self.utility:
+            found = rewards.utilities(self.utility, asked, drawn.texts)
+        else:
+            found = self.reward_stage().load()(asked, drawn.samples).double().numpy()
+        return found.reshape(len(prompts), -1)
+
+    @property
+    def label_temperature(self) -> float:
+        """T of the judge's labels, sigma(difference of scores / T)."""
+        if self.utility:
+            return self.pairs.world.temperature(self.objective)
+        return label_temperature(self.reward_stage())
 
     def measured(self, runs: Sequence[Planned]) -> list[Measured]:
         """G along each of the runs."""
@@ -72,28 +98,45 @@ class Variants(Dynamics):
 class Ablations(Variants):
     """03_component_ablations."""
 
-    sample_training: SampleTraining = SampleTraining(iterations=20)
-    measurement: Measurement = Measurement(checkpoints=4, probe=64, shown=1, detail=False)
+    sample_training: SampleTraining = SampleTraining(iterations=10, learning_rate=3e-4)
+    measurement: Measurement = Measurement(checkpoints=4, probe=32, finals=48, shown=1, detail=False)
 
     @model_validator(mode="after")
     def _variants_possible(self) -> Self:
         rows = list(self.variants.values())
-        for method in {row.method for row in rows}:
-            if sum(row.method == method and row.rule == "plain" for row in rows) != 1:
-                raise ValueError(f"variants: expected one of method {method!r} with rule 'plain' to compare with")
+        for kind in {(row.method, row.repeats) for row in rows}:
+            if sum((row.method, row.repeats) == kind and row.rule == "plain" for row in rows) != 1:
+                wanted = f"method {kind[0]!r} with rule 'plain' and repeats {kind[1]}"
+                raise ValueError(f"variants: expected one of {wanted} to compare with")
+        if (asked := self.outcome.path_prompts) > (finals := self.measurement.finals):
+            raise ValueError(f"outcome.path_prompts={asked}: expected at most measurement.finals={finals}")
         if all(row.rule == "plain" for row in rows):
             raise ValueError("variants: expected one with another rule than 'plain'")
         for name, row in self.variants.items():
             self.check_row(name, row)
         return self
 
+    def path_stage(self, run: Planned) -> DrawnAnswers:
+        """Answers along a run, to the first prompts of D'."""
+        return self.drawn_stage(self.alignment(run.training).snapshots, range(self.outcome.path_prompts))
+
     def asked_of(self, run: Planned) -> tuple[Stage, ...]:
-        return *super().asked_of(run), self.learnt(run.training)
+        drawn = self.path_stage(run), self.drawn_stage(run.training)
+        return *super().asked_of(run), *drawn, self.learnt(run.training)
+
+    def paths(self, runs: Sequence[Planned]) -> list[Path]:
+        """Where each run passes: KL and score at its snapshots."""
+        prompts = self.prompts(range(self.outcome.path_prompts)).messages()
+        along = [self.path_stage(run).load() for run in runs]
+        return [
+            Path(np.array([d.kl for d in states]), np.array([self.scores(d, prompts).mean() for d in states]))
+            for states in along
+        ]
 
     @property
-    def plain_of(self) -> dict[str, str]:
-        """By method: the name of its plain row."""
-        return {row.method: name for name, row in self.variants.items() if row.rule == "plain"}
+    def plain_of(self) -> dict[tuple[str, int], str]:
+        """By method and number of repeats: the name of the plain row."""
+        return {(row.method, row.repeats): name for name, row in self.variants.items() if row.rule == "plain"}
 
     def by_row(self) -> dict[str, list[Planned]]:
         """By row: its runs, a seed each."""
@@ -102,8 +145,9 @@ class Ablations(Variants):
 
     @property
     def rivals(self) -> dict[str, str]:
-        """By row that takes something away: the plain row of its method."""
-        return {name: self.plain_of[row.method] for name, row in self.variants.items() if row.rule != "plain"}
+        """By row that takes something away: the plain row of its method, on as many pairs."""
+        rows = self.variants.items()
+        return {name: self.plain_of[row.method, row.repeats] for name, row in rows if row.rule != "plain"}
 
     def accuracy(self, runs: Sequence[Planned]) -> Accuracy:
         """Of the runs of one row."""
@@ -111,16 +155,28 @@ class Ablations(Variants):
         on_held_out = [ordered(x.held_out[-1] - x.held_out[0]) for x in self.measured(runs)]
         return Accuracy(np.array(on_training), np.array(on_held_out))
 
-    def ablations(self, judged: Mapping[str, Judged], accuracy: Mapping[str, Accuracy]) -> list[Ablation]:
+    def acted(self, runs: Sequence[Planned]) -> np.ndarray:
+        """The share of updates at which the rule of each run took something away: (runs,). 1 for most rules; for one
+        that follows live G, what its log says."""
+        rule = runs[0].row.resolved_rule()
+        if not isinstance(rule, WhileSign):
+            return np.ones(len(runs))
+        part = SIGNS[1:].index(rule.part)
+        seen = [np.array([log["live"][part] for log in run.training.load()]) for run in runs]
+        return np.array([np.mean((g < 0) == (rule.sign == "negative")) for g in seen])
+
+    def ablations(
+        self, runs: Mapping[str, Sequence[Planned]], judged: Mapping[str, Judged], accuracy: Mapping[str, Accuracy]
+    ) -> list[Ablation]:
         """What the claims ask of every row that takes something away."""
-        rows = self.variants
         return [
             Ablation(
-                rows[name].method,
-                rows[name].rule,
-                rows[name].until,
-                judged[name].wins(judged[plain], greedy=True),
-                accuracy[name].gap,
+                self.variants[name].method,
+                self.variants[name].resolved_rule(),
+                self.variants[name].repeats,
+                judged[name].chances(judged[plain]),
+                accuracy[name].gap - accuracy[plain].gap,
+                self.acted(runs[name]),
             )
             for name, plain in self.rivals.items()
         ]
@@ -138,11 +194,15 @@ def ablation_row(
     """All that notebook 03 tells of one row, beside the plain row of its method and the SFT model."""
     return {
         "score": own.score,
-        "greedy, against SFT − ½": win_change(own.wins(sft, greedy=True)),
-        "greedy, against plain − ½": win_change(own.wins(plain, greedy=True)),
-        "sampled, against plain − ½": win_change(own.wins(plain)),
+        "against SFT − ½": win_change(own.chances(sft)),
+        "against plain − ½": win_change(own.chances(plain)),
         **described(own.answers),
         **{side: change_of(measured, side)[:, -1].mean() for side in SIDES},
         "held-out accuracy": accuracy.held_out.mean(),
         "gap": accuracy.gap.mean(),
     }
+
+
+def equal_kl(own: Sequence[Path], plain: Sequence[Path]) -> Interval:
+    """What runs gain in score over the plain ones at equal KL, seed by seed."""
+    return seed_interval(np.array([at_equal_kl(one, other) for one, other in zip(own, plain, strict=True)]))

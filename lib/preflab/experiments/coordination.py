@@ -1,7 +1,7 @@
 """Notebook 04: equal budgets. Every method tries as many values of its own parameter, with as many updates.
 
 The held-out prompts are cut in three: the first `finals` are those of D', the next `validation` choose, the next
-`report` are reported on. A candidate's merit is the win rate of its sampled answers against the SFT model's, over the
+`report` are reported on. A candidate's merit is the label probability of its answers against the SFT model's, over the
 first `sweep_seeds` seeds; the best one then trains with all seeds, those that chose it among them.
 
 Methods that others are compared with choose first. A row with a rival (`against`) starts from the arguments that its
@@ -23,7 +23,7 @@ from preflab.data.dialogues import instructions
 from preflab.experiments.ablations import Variants
 from preflab.experiments.dynamics import Planned
 from preflab.experiments.variants import Contender, Variant
-from preflab.judging import Judged, Place, described, wins
+from preflab.judging import Judged, Place, described
 from preflab.measured import Course, Measured, g_of
 from preflab.rules import Rule
 from preflab.settings import Count, TextSource
@@ -60,8 +60,8 @@ class Coordination(Variants):
     report: Annotated[Count, Field(ge=2)]  # held-out prompts that everything is reported on
     sweep_seeds: Count  # the first so many seeds choose
     alpaca_eval: TextSource | None
-    sample_training: SampleTraining = SampleTraining(iterations=16)
-    measurement: Measurement = Measurement(checkpoints=6, probe=64, finals=64, shown=1, detail=False)
+    sample_training: SampleTraining = SampleTraining(iterations=10, learning_rate=3e-4)
+    measurement: Measurement = Measurement(checkpoints=4, probe=32, finals=32, shown=1, detail=False)
 
     @model_validator(mode="after")
     def _contenders_possible(self) -> Self:
@@ -123,11 +123,10 @@ class Coordination(Variants):
         return Candidates(runs, self.sweep_seeds)
 
     def merits(self, tried: Candidates) -> np.ndarray:
-        """Win rate of each candidate against the SFT model on the validation prompts: (candidates,)."""
+        """Label probability of each candidate against the SFT model on the validation prompts: (candidates,)."""
         which = self.validation_prompts
-        sft = self.scores(self.answers_stage(None, which).load(), False, which)
-        scores = [self.scores(self.answers_stage(run.training, which).load(), False, which) for run in tried.runs]
-        return np.array([wins(own, sft).mean() for own in scores]).reshape(-1, tried.seeds).mean(1)
+        found = self.judged(tried.runs, which).chances(self.judged_sft(which)).mean(1)
+        return found.reshape(-1, tried.seeds).mean(1)
 
     def chosen_of(self, tried: Candidates) -> list[Planned]:
         """The best candidate of one row, with every seed; of equals the first."""
@@ -159,11 +158,11 @@ class Coordination(Variants):
 
     def tried_stages(self, run: Planned) -> tuple[Stage, ...]:
         """What a candidate is chosen by. Snapshots come first: a candidate that is chosen need not train again."""
-        return self.alignment(run.training).snapshots, self.answers_stage(run.training, self.validation_prompts)
+        return self.alignment(run.training).snapshots, self.drawn_stage(run.training, self.validation_prompts)
 
     def final_stages(self, run: Planned) -> tuple[Stage, ...]:
         """What is reported of a chosen one."""
-        return self.alignment(run.training), self.answers_stage(run.training, self.report_prompts)
+        return self.alignment(run.training), self.drawn_stage(run.training, self.report_prompts)
 
     # --- what came out
 
@@ -186,7 +185,7 @@ class Coordination(Variants):
         return {
             name: {
                 "values": ", ".join(_words(own) for own in self.variants[name].sweep),
-                "win rates on validation prompts": ", ".join(f"{merit:.2f}" for merit in merits[name]),
+                "against SFT, on validation prompts": ", ".join(f"{merit:.2f}" for merit in merits[name]),
                 "chosen, with what the rival chose": _words(some.of(int(merits[name].argmax()))[0].row.arguments),
             }
             for name, some in tried.items()
@@ -213,16 +212,16 @@ class Coordination(Variants):
         """One row beside the SFT model; in a world also the share of answers that do what is asked."""
         found = {
             "score": own.score,
-            "against SFT − ½": win_change(own.wins(sft)),
+            "against SFT − ½": win_change(own.chances(sft)),
             "against the rival − ½": None,
-            "the same, greedy": None,
             **described(own.answers),
         }
         prompts = self.prompts(self.report_prompts).messages()
         if not self.utility:
             return found
         language = self.pairs.world.language.name
-        right = [rewards.correct(language, prompts, a.sampled_texts) for a in own.answers]
+        asked = [prompt for prompt in prompts for _ in range(self.outcome.samples)]
+        right = [rewards.correct(language, asked, a.texts) for a in own.answers]
         return found | {"right answer": np.mean(right)}
 
     def compared(self, judged: Mapping[str, Judged], sft: Judged) -> dict[str, dict[str, Any]]:
@@ -230,8 +229,7 @@ class Coordination(Variants):
         rows = {name: self.described(own, sft) for name, own in judged.items()}
         level = corrected(len(self.rivals))
         for name, rival in self.rivals.items():
-            for column, greedy in (("against the rival − ½", False), ("the same, greedy", True)):
-                rows[name][column] = win_change(judged[name].wins(judged[rival], greedy), level)
+            rows[name]["against the rival − ½"] = win_change(judged[name].chances(judged[rival]), level)
         return rows
 
     def place(self, own: Judged, tried: Candidates, merits: np.ndarray) -> Place:
@@ -245,11 +243,27 @@ class Coordination(Variants):
         score = [some.score for some in judged]
         return Place(tried.runs[0].row.family, np.array(score), np.array(kl), np.array(entropy))
 
+    def by_threshold(self, tried: Mapping[str, Candidates]) -> dict[str, dict[str, float]]:
+        """hPPO at every threshold, and the values of its rival: what the reward that it trains on says, what the judge
+        says, and how answers vary, on the validation prompts. The paper warns of reward hacking at high thresholds."""
+        own = [name for name, row in self.variants.items() if controlled_kind(row) == "hPPO"]
+        which = self.validation_prompts
+        asked = [prompt for prompt in self.prompts(which).messages() for _ in range(self.outcome.samples)]
+        rows = {}
+        for name in dict.fromkeys([*(self.variants[name].against for name in own), *own]):
+            reward = self.reward_stage(self.variants[name].reward).load()
+            for number in range(len(tried[name])):
+                runs = tried[name].of(number)
+                judged = self.judged(runs, which)
+                trained_on = np.mean([reward(asked, drawn.samples).mean().item() for drawn in judged.answers])
+                rows[runs[0].name] = {"its reward": trained_on, "score": judged.score, **described(judged.answers)}
+        return rows
+
     def adaptive_against_static(self, judged: Mapping[str, Judged]) -> dict[str, np.ndarray]:
-        """Wins of every adaptive row against every static schedule of the same method: (seeds, prompts)."""
+        """Label probability of every adaptive row against every static schedule of its method: (seeds, prompts)."""
         rows = self.variants
         return {
-            f"{name} / {static}": judged[name].wins(judged[static])
+            f"{name} / {static}": judged[name].chances(judged[static])
             for name in rows
             for static in rows
             if (rows[name].rule, rows[static].rule) == ("adaptive", "coordinated")
@@ -259,7 +273,7 @@ class Coordination(Variants):
     def contests(self, judged: Mapping[str, Judged], sft: Judged) -> dict[str, Contest]:
         """What the claims ask of every row that is one of the paper's controlled methods."""
         return {
-            name: Contest(kind, judged[name].wins(judged[rival]), judged[name].wins(sft), judged[rival].wins(sft))
+            name: Contest(kind, judged[name].chances(judged[rival]), *(judged[n].chances(sft) for n in (name, rival)))
             for name, rival in self.rivals.items()
             if (kind := controlled_kind(self.variants[name]))
         }

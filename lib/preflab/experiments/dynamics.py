@@ -7,7 +7,6 @@ from typing import Any, Self
 import numpy as np
 from pydantic import model_validator
 
-from preflab import rewards
 from preflab.data.worlds import Objective
 from preflab.errors import BadInput
 from preflab.experiments.experiment import Experiment
@@ -19,7 +18,8 @@ from preflab.methods.ppo import PPO
 from preflab.models import Lora
 from preflab.settings import Source
 from preflab.stages.alignment import Alignment, Learnt, Measurement
-from preflab.stages.answers import Answers, AnswersStage
+from preflab.stages.answers import AnswersStage
+from preflab.stages.base import BaseSettings
 from preflab.stages.data import PairSource, Prompts
 from preflab.stages.probe import PairsProbe, SamplesProbe
 from preflab.stages.reward import RewardKind, RewardSection, RewardStage
@@ -27,6 +27,7 @@ from preflab.stages.stage import Stage
 from preflab.stages.training import Training, TrainingFromPairs, TrainingFromSamples, updates_on_pairs
 from preflab.training.from_pairs import PairTraining
 from preflab.training.from_samples import SampleTraining
+from preflab.training.sft import SFTSettings
 
 IMPLICIT_SEED = 1000  # of the DPO run whose implicit reward PPO gets: no run that is measured has it
 
@@ -51,12 +52,15 @@ class Dynamics(Experiment):
     objective: str
     final_source: Source | None  # of the held-out prompts that D' answers; None: those of `source`
     final_objective: str | None
+    base: BaseSettings = BaseSettings(  # of two layers, which have to speak a language of longer answers
+        architecture="llama", layers=2, context=112, sft=SFTSettings(steps=400, batch_size=32, learning_rate=1e-2)
+    )
     lora: Lora = Lora(rank=0)
     dpo: DPO = DPO()
-    ppo: PPO = PPO()
-    pair_training: PairTraining = PairTraining()
-    sample_training: SampleTraining = SampleTraining()
-    reward: RewardSection = RewardSection()
+    ppo: PPO = PPO(kl_coefficient=0.1)
+    pair_training: PairTraining = PairTraining(learning_rate=3e-4)
+    sample_training: SampleTraining = SampleTraining(iterations=20, learning_rate=2e-4)
+    reward: RewardSection = RewardSection(kind="implicit")
     measurement: Measurement = Measurement()
 
     def sources(self) -> list[tuple[str, str]]:
@@ -159,6 +163,7 @@ class Dynamics(Experiment):
                 raise BadInput(
                     f"group_size={method.samples_a_prompt}: expected a divisor of sample_training.batch_size={size}"
                 )
+            _check_repeats(row, self.train_pairs, max(self.pair_training.batch_size, self.measurement.probe))
             most = self._updates_of(self.train_pairs) if row.from_pairs else self.sample_training.iterations
             _share_of(most, row.budget)
         except BadInput as error:
@@ -169,7 +174,7 @@ class Dynamics(Experiment):
         size = self.measurement.batch
         common: dict[str, Any] = {
             "base": self.base_model,
-            "pairs": self.pairs.train_pairs(seed),
+            "pairs": self.pairs_of(self.source, self.objective, self.train_pairs // row.repeats).train_pairs(seed),
             "seed": seed,
             "lora": self.lora,
             "method": self.method_of(row),
@@ -178,7 +183,8 @@ class Dynamics(Experiment):
         }
         if row.from_pairs:
             updates = _share_of(self._updates_from_pairs(seed), row.budget) if row.budget < 1 else None
-            return TrainingFromPairs(**common, loop=self.pair_training, order=seed, updates=updates)
+            loop = replace(self.pair_training, epochs=self.pair_training.epochs * row.repeats)
+            return TrainingFromPairs(**common, loop=loop, order=seed, updates=updates)
         loop = replace(self.sample_training, iterations=_share_of(self.sample_training.iterations, row.budget))
         reward = self.reward_stage(row.reward)
         return TrainingFromSamples(**common, loop=loop, reward=reward, max_new_tokens=self.max_new_tokens)
@@ -245,16 +251,6 @@ class Dynamics(Experiment):
     def learnt(self, training: Training) -> Learnt:
         return Learnt(training)
 
-    def scores(self, answers: Answers, greedy: bool, which: range | None = None) -> np.ndarray:
-        """The judge's score of each response to the held-out prompts, (prompts,): the oracle's utility in a world,
-        else the reward model's score, which is no independent judge of what was trained on it."""
-        prompts = self.prompts(which).messages()
-        if self.utility:
-            texts = answers.final_texts if greedy else answers.sampled_texts
-            return rewards.utilities(self.utility, prompts, texts)
-        found = self.reward_stage().load()(prompts, answers.final if greedy else answers.sampled)
-        return found.double().numpy()
-
     def passes(self, training: Training) -> int:
         """What training costs, in forward passes of one sequence: a backward pass and a forward-mode one count two, a
         generated response one. Without the reference's and the reward model's, which are the same for all of a kind."""
@@ -276,6 +272,14 @@ def _share_of(updates: int, budget: float) -> int:
     if not (share := round(updates * budget)):
         raise BadInput(f"budget={budget}: no update of {updates}, expected one at least")
     return share
+
+
+def _check_repeats(row: Variant, pairs: int, needed: int) -> None:
+    """Raises BadInput if fewer pairs are left than a batch or a probe takes."""
+    if row.repeats > 1 and not row.from_pairs:
+        raise BadInput(f"repeats={row.repeats}: expected 1, method {row.method} learns from new samples all the time")
+    if (left := pairs // row.repeats) < needed:
+        raise BadInput(f"repeats={row.repeats}: leaves {left} pairs of {pairs}, expected {needed} for batch and probe")
 
 
 def _looks(steps: int, every: int | None) -> int:

@@ -11,17 +11,11 @@ from preflab.errors import BadInput
 from preflab.experiments.dynamics import Dynamics, Planned
 from preflab.gates import Gate
 from preflab.measured import Measured, ordered
-from preflab.methods.ppo import PPO
 from preflab.settings import Seed
 from preflab.stages.alignment import Measurement
 from preflab.stages.answers import Answers
-from preflab.stages.base import BaseSettings
-from preflab.stages.reward import RewardSection
 from preflab.stages.stage import Job
 from preflab.statistics import Interval, mean_interval
-from preflab.training.from_pairs import PairTraining
-from preflab.training.from_samples import SampleTraining
-from preflab.training.sft import SFTSettings
 
 
 class GDynamics(Dynamics):
@@ -30,13 +24,6 @@ class GDynamics(Dynamics):
 
     tuning_seeds: list[Seed]
     beyond_gates: bool
-    base: BaseSettings = BaseSettings(  # of two layers, which have to speak a language of longer answers
-        architecture="llama", layers=2, context=112, sft=SFTSettings(steps=400, batch_size=32, learning_rate=1e-2)
-    )
-    ppo: PPO = PPO(kl_coefficient=0.1)
-    pair_training: PairTraining = PairTraining(learning_rate=3e-4)
-    sample_training: SampleTraining = SampleTraining(iterations=20, learning_rate=2e-4)
-    reward: RewardSection = RewardSection(kind="implicit")
     measurement: Measurement = Measurement(checkpoints=9, probe=96, finals=96)
 
     @model_validator(mode="after")

@@ -9,12 +9,11 @@ from preflab.errors import BadInput, shown
 from preflab.experiments.explain import explain
 from preflab.methods import METHODS
 from preflab.methods.method import PairMethod, SampleMethod
-from preflab.rules import RULES, Plain, Rule, Until, try_out
+from preflab.rules import RULES, Plain, Rule, SameTotal, Share, Until, try_out
 from preflab.settings import Count
 from preflab.stages.reward import RewardKind
 
 STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, frozen=True)
-Share = Annotated[float, Field(gt=0, le=1)]
 
 
 class Variant(BaseModel):
@@ -29,6 +28,8 @@ class Variant(BaseModel):
     reward: RewardKind | None = None  # None: the notebook's
     live_every: Count | None = None  # updates (from pairs) or iterations (from samples) between two looks at live G
     budget: Share = 1.0  # share of the updates, for what costs more than them
+    same_total: bool = False  # scale what the rule leaves, so that the sum of |c| is the plain method's
+    repeats: Count = 1  # learn from so small a share of the pairs (1/repeats), so many times as often
 
     @field_validator("rule")
     @classmethod
@@ -39,8 +40,9 @@ class Variant(BaseModel):
 
     @model_validator(mode="after")
     def _live_where_used(self) -> "Variant":
-        if (self.rule == "adaptive") != (self.live_every is not None):
-            raise ValueError(f"rule={self.rule!r} with live_every={self.live_every}: expected both 'adaptive' and it")
+        if (looks := RULES[self.rule].looks) != (self.live_every is not None):
+            expected = "an interval, the rule looks at live G" if looks else "none, the rule never looks at live G"
+            raise ValueError(f"rule={self.rule!r} with live_every={self.live_every}: expected {expected}")
         return self
 
     @property
@@ -62,7 +64,10 @@ class Variant(BaseModel):
         self._check_known()
         rule = made(RULES[self.rule], self.of_rule(), f"rule {self.rule}")
         try_out(rule)
-        return rule if self.until == 1 or isinstance(rule, Plain) else Until(self.until, rule)
+        if isinstance(rule, Plain):
+            return rule
+        rule = SameTotal(rule) if self.same_total else rule
+        return rule if self.until == 1 else Until(self.until, rule)
 
     def resolved_method(self, defaults: dict[type, Any]) -> PairMethod | SampleMethod:
         """The method. `defaults` holds instances by class, whose arguments the row's own go before. Raises BadInput."""

@@ -1,33 +1,34 @@
 """Figures of notebook 03."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
 from preflab.figures import grid
-from preflab.statistics import Interval
 
 BLUE, RED = "#2a7f9e", "#d1495b"  # told apart by every kind of eye; a marker or a dash says the same again
 FAMILY_COLOURS = {"dpo": BLUE, "ppo": RED}  # learns from pairs, or from its samples
+FAMILY_MARKERS = {"dpo": "o", "ppo": "s"}
 
 
-def forest(rows: Mapping[str, tuple[str, Interval, Interval]], label: str) -> Figure:
-    """Win rates less one half, with intervals: rows[name] = (family, greedy, sampled)."""
-    figure, axis = plt.subplots(figsize=(7, 1.1 + 0.36 * len(rows)), layout="constrained")
-    for y, (family, *intervals) in enumerate(rows.values()):
-        for shift, marker, interval in zip((-0.13, 0.13), "os", intervals, strict=True):
-            colour = FAMILY_COLOURS[family]
-            axis.plot([interval.low, interval.high], [y + shift] * 2, color=colour, lw=1.4, alpha=0.7)
-            axis.plot(interval.value, y + shift, marker, color=colour, ms=5, mfc=colour if marker == "o" else "white")
-    axis.axvline(0, color="0.4", lw=0.8, zorder=0)
-    axis.set_yticks(range(len(rows)), rows)
-    axis.set_ylim(len(rows) - 0.5, -0.5)
-    axis.plot([], [], "o", color="0.3", label="greedy answers")
-    axis.plot([], [], "s", color="0.3", mfc="white", label="sampled answers")
-    axis.legend(frameon=False, ncols=2, loc="lower left", bbox_to_anchor=(0, 1), fontsize=9)
-    axis.set_xlabel(label)
+def forest(rows: Mapping[str, tuple], labels: Sequence[str]) -> Figure:
+    """Outcomes beside a rival, a panel each, with intervals: rows[name] = (family, interval, ...), as many as labels.
+
+    An interval without ends (of one seed) is drawn as a point.
+    """
+    size = 2.8 + 3.6 * len(labels), 1.1 + 0.3 * len(rows)
+    figure, axes = plt.subplots(1, len(labels), figsize=size, sharey=True, layout="constrained", squeeze=False)
+    for panel, (axis, label) in enumerate(zip(axes.flat, labels, strict=True)):
+        for y, (family, *intervals) in enumerate(rows.values()):
+            interval, colour = intervals[panel], FAMILY_COLOURS[family]
+            axis.plot([interval.low, interval.high], [y, y], color=colour, lw=1.6, alpha=0.7)
+            axis.plot(interval.value, y, FAMILY_MARKERS[family], color=colour, ms=5.5)
+        axis.axvline(0, color="0.4", lw=0.8, zorder=0)
+        axis.set_xlabel(label, size=10)
+    axes.flat[0].set_yticks(range(len(rows)), rows)
+    axes.flat[0].set_ylim(len(rows) - 0.5, -0.5)
     return figure
 
 

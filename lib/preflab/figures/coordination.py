@@ -9,11 +9,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from preflab.figures.ablations import BLUE, FAMILY_COLOURS, RED
+from preflab.figures.ablations import BLUE, FAMILY_COLOURS, FAMILY_MARKERS, RED
 from preflab.judging import Place
 from preflab.measured import Course
 
-FAMILY_MARKERS = {"dpo": "o", "ppo": "s"}
 FAMILY_WORDS = {"dpo": "learns from pairs", "ppo": "learns from its samples"}
 PARTS = {"positive": (BLUE, "o", "-"), "negative": (RED, "s", "--"), "trained": ("0.25", "", "-")}
 MARK = 3  # half of a mark's width, in pixels

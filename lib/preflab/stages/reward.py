@@ -113,3 +113,8 @@ class RewardStage(Stage):
             reward(prompts, [(row["prompt_ids"], row[side]) for row in rows]) for side in ("chosen_ids", "rejected_ids")
         )
         return (chosen - rejected).numpy()
+
+
+def label_temperature(stage: RewardStage) -> float:
+    """T in sigma((r - r') / T), the probability of a label by a standardised reward. The unscaled one has T = 1."""
+    return 1 / json.loads((stage.folder / "scale.json").read_text())["deviation"]
