@@ -199,7 +199,7 @@ _ = unwrap(policy)  # an adapter, if there is one, leaves the SFT model
 # its own. PPO's half-way policy is one inner epoch into an iteration, so the least stale samples are those of its own iteration.
 
 # %%
-print("The runs take about a minute in the default run, if notebook 02 has not made them already.")
+print("The runs take about two minutes in the default run, if notebook 02 has not made them already.")
 asked = P.prompts().messages()  # of D'
 _ = P.reward_stage().folder  # PPO's reward
 parallel({"trained and measured": P.jobs()}, P.hardware.workers)

@@ -58,15 +58,14 @@ def _bars(axis: Axes, labels: Sequence[str], panel: Panel) -> None:
 
 
 def against_distance(points: Mapping[str, Mapping[str, Panel]]) -> Figure:
-    """The samples part against KL(q || pi): points[method][knob]. Lines join what is expected; points are measured,
-    with twice their standard error."""
+    """The samples part against KL(q || pi): points[method][knob]. Lines join what is expected, in the order of the
+    knob; points are measured, with twice their standard error."""
     figure, axes = plt.subplots(1, len(points), figsize=(4.6 * len(points), 3.6), layout="constrained", squeeze=False)
     for axis, (method, by_knob_) in zip(axes[0], points.items(), strict=True):
         axis.axhline(0, color="0.4", lw=0.8)
         for (knob, panel), marker, colour in zip(by_knob_.items(), "osv^", ("C0", "C1", "C2", "C3"), strict=False):
-            order = panel["kl"].mean(0).argsort()
-            kl, value, expected = (panel[name].mean(0)[order] for name in ("kl", "samples", "expected"))
-            error = np.sqrt((panel["error samples"] ** 2).sum(0))[order] / len(panel["kl"])
+            kl, value, expected = (panel[name].mean(0) for name in ("kl", "samples", "expected"))
+            error = np.sqrt((panel["error samples"] ** 2).sum(0)) / len(panel["kl"])
             axis.plot(kl, expected, "-", lw=1, color=colour)
             axis.errorbar(kl, value, 2 * error, fmt=marker, ms=5, lw=1, color=colour, label=knob)
         axis.set_xscale("symlog", linthresh=1e-3, linscale=0.5)
