@@ -22,7 +22,7 @@ from preflab.methods.method import PairMethod, SampleMethod
 from preflab.methods.ppo import PPO
 from preflab.models import Lora, save_model
 from preflab.paths import project_root
-from preflab.rules import RULES, Plain, Until, WithoutNegative
+from preflab.rules import RULES, Plain, SameTotal, Until, WithoutNegative
 from preflab.running import identity as identities
 from preflab.running.cache import Cache
 from preflab.running.code import package
@@ -34,6 +34,7 @@ from preflab.stages.answers import AnswersStage, Texts
 from preflab.stages.base import Base, BaseSettings
 from preflab.stages.course import GradientCourse
 from preflab.stages.data import Pairs, PairSource, Prompts
+from preflab.stages.drawn_answers import DrawnAnswers
 from preflab.stages.evaluation import Evaluation
 from preflab.stages.given import Dequantised
 from preflab.stages.probe import PairsProbe, SamplesProbe
@@ -82,6 +83,7 @@ RULE_ARGUMENTS = {
     "only_tertile": {"which": "top"},
     "without_tertile": {"which": "top"},
     "adaptive": {"gain": 0.5},
+    "while_sign": {"part": "negative"},
     "thresholded": {"tau": 0.5, "reading": "keep_above"},
 }
 
@@ -133,11 +135,14 @@ STAGES = {
     **{name: from_samples(method(name)) for name, kind in METHODS.items() if issubclass(kind, SampleMethod)},
     **{f"dpo, {name}": from_pairs(rule=rule(name), live=LIVE) for name in RULES},
     "dpo, cut short": from_pairs(rule=Until(0.5, rule("only_tertile")), updates=3),
+    "dpo, same total": from_pairs(rule=SameTotal(rule("without_negative"))),
     "ppo, adaptive": from_samples(rule=rule("adaptive"), live=LIVE, reward=REWARD),
     "snapshots": Snapshots(from_pairs(), (0, 1, 4)),
     "snapshots of samples": Snapshots(from_samples(), (0, 4)),
     "answers": answers(from_pairs()),
     "answers of the base": answers(None),
+    "drawn answers": DrawnAnswers(BASE, Snapshots(from_pairs(), (0, 4)), Prompts(PAIRS, 0, 4), 2, 8, 4),
+    "drawn answers of the base": DrawnAnswers(BASE, None, Prompts(PAIRS, 0, 4), 2, 8, 4),
     "texts": Texts(BASE, from_pairs(), ("how do i fix the old lamp at home ?",), 4, 4),
     "alignment": aligned(from_pairs(), (0, 2, 4)),
     "alignment of samples": aligned(from_samples(PPO(own_value_trunk=False)), (0, 4, 8)),
@@ -348,6 +353,7 @@ OTHER = {  # another value for what is None, free text, data, or bound to other 
     ("Alignment", "steps"): (0, 1, 2),
     ("Evaluation", "held_out"): (TEST, TEST),
     ("kl_target",): 1.0,
+    ("size",): 0.5,
 }
 
 
@@ -585,7 +591,9 @@ EQUAL = {
 PLAIN = {name.upper(): {"method": name} for name in ("dpo", "ppo")}
 OF = {
     "02_g_dynamics": {},
-    "03_component_ablations": {"variants": PLAIN | {"x": {"method": "dpo", "rule": "equal_weights"}}},
+    "03_component_ablations": {
+        "variants": PLAIN | {"x": {"method": "dpo", "rule": "equal_weights"}}, "outcome": {"path_prompts": 2},
+    },
     "04_coordinated_objectives": {"variants": PLAIN, "validation": 4, "report": 5},
 }
 
@@ -599,7 +607,7 @@ def plain(p):
     if hasattr(p, "plain_candidates"):
         planned = [run for some in p.plain_candidates().values() for run in some.runs]
     else:
-        planned = [run for run in p.planned() if run.row.rule == "plain"]
+        planned = [run for run in p.planned() if run.row.rule == "plain" and run.row.repeats == 1]
     return {(run.row.method, run.seed): run.training for run in planned}
 
 
