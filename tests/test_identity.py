@@ -32,11 +32,14 @@ from preflab.settings import INCIDENTAL
 from preflab.stages.alignment import Alignment, Learnt, Measurement
 from preflab.stages.answers import AnswersStage, Texts
 from preflab.stages.base import Base, BaseSettings
+from preflab.stages.common_mode import CommonMode
 from preflab.stages.course import GradientCourse
 from preflab.stages.data import Pairs, PairSource, Prompts
+from preflab.stages.drawn import Own
 from preflab.stages.drawn_answers import DrawnAnswers
 from preflab.stages.evaluation import Evaluation
 from preflab.stages.given import Dequantised
+from preflab.stages.optimised import OptimiserSteps, TrainingWithSGD
 from preflab.stages.probe import PairsProbe, SamplesProbe
 from preflab.stages.reference import ReferenceLogProbs
 from preflab.stages.reward import RewardStage
@@ -141,6 +144,18 @@ STAGES = {
     "snapshots of samples": Snapshots(from_samples(), (0, 4)),
     "answers": answers(from_pairs()),
     "answers of the base": answers(None),
+    "optimiser": OptimiserSteps(from_pairs(), answers(from_pairs()), (0, 2), "sum", 4),
+    "common mode": CommonMode(
+        from_samples(),
+        Snapshots(from_samples(), (0, 4)),
+        (("greedy", answers(from_samples())),),
+        ((0, (Own(),)),),
+        (),
+        4,
+        8,
+        "sum",
+        4,
+    ),
     "drawn answers": DrawnAnswers(BASE, Snapshots(from_pairs(), (0, 4)), Prompts(PAIRS, 0, 4), 2, 8, 4),
     "drawn answers of the base": DrawnAnswers(BASE, None, Prompts(PAIRS, 0, 4), 2, 8, 4),
     "texts": Texts(BASE, from_pairs(), ("how do i fix the old lamp at home ?",), 4, 4),
@@ -176,7 +191,8 @@ def test_every_kind_of_stage_and_every_method_and_rule_is_tried_here():
         importlib.import_module(module.name)
     abstract = {"Stage", "Training"}
     ours = {kind for kind in below(Stage) if kind.__name__ not in abstract and kind is found_in_the_package(kind)}
-    assert {type(stage) for stage in STAGES.values()} | {Dequantised} == ours  # which needs a file: see below
+    needs_a_file, refuses_rules = Dequantised, TrainingWithSGD  # see below
+    assert {type(stage) for stage in STAGES.values()} | {needs_a_file, refuses_rules} == ours
     trained = [stage for stage in STAGES.values() if hasattr(stage, "rule")]
     assert {type(stage.method) for stage in trained} == set(METHODS.values())
     assert {type(stage.rule) for stage in trained} == {*RULES.values(), Until}
@@ -351,6 +367,12 @@ OTHER = {  # another value for what is None, free text, data, or bound to other 
     ("Base", "language"): "guides",
     ("Snapshots", "steps"): (0, 3),
     ("Alignment", "steps"): (0, 1, 2),
+    ("OptimiserSteps", "steps"): (0, 1),
+    ("OptimiserSteps", "nll"): "mean",
+    ("CommonMode", "nll"): "mean",
+    ("CommonMode", "finals"): (("sampled", answers(from_samples())),),
+    ("CommonMode", "plan"): ((4, (Own(),)),),
+    ("CommonMode", "apart"): ("temperature 1",),
     ("Evaluation", "held_out"): (TEST, TEST),
     ("kl_target",): 1.0,
     ("size",): 0.5,
@@ -405,6 +427,11 @@ def another(owner, field):
         return SamplesProbe(6) if isinstance(value, PairsProbe) else PairsProbe(6)
     path = next(path for path in paths(value) if not any(f.metadata.get(INCIDENTAL) for f in path))
     return set_at(value, path, another(owner_of(value, path), path[-1]))  # a stage or settings
+
+
+def test_plain_descent_is_another_run_than_adams():
+    ours, other = (TrainingWithSGD(BASE, TRAIN, seed, Lora(rank=0), PLAIN_DPO, LOOP, order=0) for seed in (0, 1))
+    assert len({identity(ours), identity(other), identity(from_pairs())}) == 3
 
 
 def choices_of(hint):
@@ -592,7 +619,8 @@ PLAIN = {name.upper(): {"method": name} for name in ("dpo", "ppo")}
 OF = {
     "02_g_dynamics": {},
     "03_component_ablations": {
-        "variants": PLAIN | {"x": {"method": "dpo", "rule": "equal_weights"}}, "outcome": {"path_prompts": 2},
+        "variants": PLAIN | {"x": {"method": "dpo", "rule": "equal_weights"}},
+        "outcome": {"path_prompts": 2},
     },
     "04_coordinated_objectives": {"variants": PLAIN, "validation": 4, "report": 5},
 }

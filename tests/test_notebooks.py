@@ -10,6 +10,7 @@ import nbformat
 import pytest
 import yaml
 from checkouts import NAMES, ROOT, checkout, compare
+from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 
 
@@ -59,7 +60,7 @@ def test_committed_notebook_prints_the_same_with_small_parameters(name, tmp_path
     root = checkout(tmp_path)
     file = root / "notebooks" / f"{name}.ipynb"
     given = yaml.safe_load((root / "params" / "smoke" / f"{name}.yaml").read_text())
-    nbformat.write(parameterize_notebook(nbformat.read(file, as_version=4), given), file)
+    nbformat.write(parameterize_notebook(load_notebook_node(str(file)), given), file)
     nbval(root, name)
 
 
