@@ -195,7 +195,7 @@ def test_every_kind_of_stage_and_every_method_and_rule_is_tried_here():
     assert {type(stage) for stage in STAGES.values()} | {needs_a_file, refuses_rules} == ours
     trained = [stage for stage in STAGES.values() if hasattr(stage, "rule")]
     assert {type(stage.method) for stage in trained} == set(METHODS.values())
-    assert {type(stage.rule) for stage in trained} == {*RULES.values(), Until}
+    assert {type(stage.rule) for stage in trained} == {*RULES.values(), Until, SameTotal}
 
 
 # --- soundness at run time ------------------------------------------------------------------------
