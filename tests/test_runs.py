@@ -118,14 +118,12 @@ def test_a_warm_run_ends_with_the_same_numbers_and_trains_nothing(smoke):
 
 
 def test_notebooks_share_their_plain_runs(smoke):
-    """Notebooks differ in rows and in how often G is measured. In smoke the plain DPO of 02, 03 and 04 is the same, and so
-    is the plain PPO of 03 and 04."""
+    """03 and 04 differ in rows and in how often G is measured; their plain PPO is the same in smoke. (That of DPO is in
+    test_identity.py: here more notebooks train it.)"""
     keys = [json.loads(file.read_text()) for file in smoke.glob("results/cache/TrainingFrom*/manifest.json")]
     plain = [k["stage"] for k in keys if k["stage"]["rule"]["is"] == "Plain"]
     stages = [stage for stage in plain if "guides" in json.dumps(stage["pairs"])]
-    of_dpo = [s for s in stages if s["method"].get("beta") == 0.1 and s["loop"]["epochs"] == 1]
     of_ppo = [s for s in stages if s["method"].get("kl_coefficient") == 0.1 and s["loop"]["learning_rate"] == 3e-4]
-    assert {s["seed"] for s in of_dpo} == {0, 1, 1000} and len(of_dpo) == 3  # the last one is the implicit reward's
     assert {s["seed"] for s in of_ppo} == {0, 1} and len(of_ppo) == 2
 
 
