@@ -159,7 +159,7 @@ VALUES = [
     pytest.param(variants("{method: dpo, rule: equal_weights, until: 0.0}"), "until=0.0: input should be", id="until"),
     pytest.param(
         p("variants={a: {method: ppo}, b: {method: ppo, rule: equal_weights, budget: 0.001}}", name=ROWS),
-        "variants.b: budget=0.001: no update of 20",
+        "variants.b: budget=0.001: no update of 10",
         id="budget of iterations",
     ),
     pytest.param(

@@ -279,7 +279,7 @@ REACHED = {
         "grouped.mean(1, keepdim=True) / 2, grouped",
         {"GRPO", "RLOO"},
     ),
-    "one rule": ("rules.py", "w.c.sign() * w.mean", "w.c.sign() * w.mean * 1", {"EqualWeights"}),
+    "one rule": ("rules.py", "w.mean if self.size is None", "w.mean * 1 if self.size is None", {"EqualWeights"}),
     "what rules share": (
         "rules.py",
         "(1 - share) * c, share * c)",

@@ -36,6 +36,7 @@ data: str = ""  # folder that files: sources are relative to
 revision: str | None = None  # of hub: sources; recorded
 train_pairs: int = 640  # DPO's pairs; PPO and the reward model use the same prompts and pairs
 test_pairs: int = 200
+test_share: float = 0.1  # of the prompts, held out where files: and hub: sources have no test split
 pairs_per_prompt: int | None = None  # a limit where one prompt has many replies; None: all
 max_new_tokens: int = 88
 seeds: list = [0, 1]  # of training pairs, adapter, batch order and samples; base and reward model are one and fixed

@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
 
 from preflab.statistics import Interval, mean_interval
 
+T = TypeVar("T")  # what a simulation takes for the truth
 REPRODUCED, NOT_REPRODUCED, INCONCLUSIVE = "reproduced", "not reproduced", "inconclusive"
 EFFECT = 0.05  # of a label probability or an accuracy: the smallest that counts. "Not reproduced" leaves out as much
 FEWEST = 50  # held-out pairs or prompts: from fewer, a share is known to 14 points at best, and no verdict is given
@@ -48,6 +50,14 @@ def share_of_verdict(experiment: Callable[[np.random.Generator], Claim], verdict
     """The share of simulated experiments that end in the verdict."""
     rng = np.random.default_rng(0)
     return sum(experiment(rng).verdict == verdict for _ in range(runs)) / runs
+
+
+def powers_of(simulate: Callable[[T, np.random.Generator], Claim], true: T, false: T, runs: int) -> dict[str, float]:
+    """The power of a claim's rule, by verdict: to reproduce what is true, and to reject what is not."""
+    return {
+        verdict: share_of_verdict(lambda rng, truth=truth: simulate(truth, rng), verdict, runs)
+        for verdict, truth in ((REPRODUCED, true), (NOT_REPRODUCED, false))
+    }
 
 
 def withheld(claims: Sequence[Claim], judged_on: int, what: str) -> list[Claim]:

@@ -11,13 +11,11 @@ import numpy as np
 
 from preflab.claims import (
     EFFECT,
-    NOT_REPRODUCED,
-    REPRODUCED,
     Claim,
     corrected,
     decide,
     nothing,
-    share_of_verdict,
+    powers_of,
     win_change,
 )
 from preflab.rules import EqualWeights, Rule, Until, WhileSign, WithoutNegative
@@ -135,8 +133,5 @@ TRUE = {"D7": -EFFECT, "D8": EFFECT, "D9": -EFFECT}  # the smallest effect that 
 
 
 def powers(id_: str, spread: Mapping[str, float], seeds: int, runs: int = 1000) -> dict[str, float]:
-    """The power of a claim's rule, by verdict: to reproduce what is true, and to reject what is not."""
-    return {
-        verdict: share_of_verdict(lambda rng, effect=effect: simulated(id_, effect, spread, seeds, rng), verdict, runs)
-        for verdict, effect in ((REPRODUCED, TRUE[id_]), (NOT_REPRODUCED, 0.0))
-    }
+    """The power of a claim's rule: see `powers_of`."""
+    return powers_of(lambda effect, rng: simulated(id_, effect, spread, seeds, rng), TRUE[id_], 0.0, runs)

@@ -10,13 +10,11 @@ import numpy as np
 
 from preflab.claims import (
     EFFECT,
-    NOT_REPRODUCED,
-    REPRODUCED,
     Claim,
     corrected,
     decide,
     nothing,
-    share_of_verdict,
+    powers_of,
     win_change,
 )
 from preflab.claims.ablations import simulated_chances
@@ -108,8 +106,5 @@ def simulated(id_: str, effect: float, spread: Mapping[str, float], seeds: int, 
 
 
 def powers(id_: str, spread: Mapping[str, float], seeds: int, runs: int = 1000) -> dict[str, float]:
-    """The power of a claim's rule, by verdict: to reproduce what is true, and to reject what is not."""
-    return {
-        verdict: share_of_verdict(lambda rng, effect=effect: simulated(id_, effect, spread, seeds, rng), verdict, runs)
-        for verdict, effect in ((REPRODUCED, TRUE[id_]), (NOT_REPRODUCED, FALSE[id_]))
-    }
+    """The power of a claim's rule: see `powers_of`."""
+    return powers_of(lambda effect, rng: simulated(id_, effect, spread, seeds, rng), TRUE[id_], FALSE[id_], runs)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from preflab.claims import NOT_REPRODUCED, REPRODUCED, Claim, corrected, decide, share_of_verdict
+from preflab.claims import Claim, corrected, decide, powers_of, share_of_verdict
 from preflab.statistics import Interval, seed_interval
 
 SMALL = 0.15  # |G| as a share of what its two parts amount to: "near zero", half of the effect that counts
@@ -245,13 +245,10 @@ EFFECTS = {  # claim: its rule, the smallest truth of the claim that counts, and
 
 
 def powers(id_: str, spread: Mapping[str, Mapping[str, float]], seeds: int, runs: int = 1000) -> dict[str, float]:
-    """The power of a claim's rule, by verdict: to reproduce what is true, and to reject what is not.
+    """The power of a claim's rule: see `powers_of`.
 
     `spread` is, for each method, that of `simulated`.
     """
     rule, true, false = EFFECTS[id_]
     of = spread["dpo" if id_ in ("D1", "D3", "D4") else "ppo"]
-    return {
-        REPRODUCED: power(rule, true, REPRODUCED, of, seeds, runs),
-        NOT_REPRODUCED: power(rule, false, NOT_REPRODUCED, of, seeds, runs),
-    }
+    return powers_of(lambda truth, rng: rule(simulated(truth, of, seeds, rng)), true, false, runs)

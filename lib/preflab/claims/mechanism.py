@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import spearmanr
 
-from preflab.claims import NOT_REPRODUCED, REPRODUCED, Claim, corrected, decide, nothing
+from preflab.claims import Claim, corrected, decide, nothing, powers_of
 from preflab.statistics import Interval, seed_interval
 
 SMALL = 0.2  # of a cosine: less than 4 % of the one's squared length lies along the other
@@ -119,12 +119,7 @@ EFFECTS: dict[str, tuple[Callable[[Sequence[Opposition]], Claim], Truth, Truth]]
 
 
 def powers(id_: str, spread: Mapping[str, float], seeds: int, runs: int = 1000) -> dict[str, float]:
-    """The power of a claim's rule, by verdict: to reproduce what is true, and to reject what is not."""
+    """The power of a claim's rule: see `powers_of`."""
     rule, true, false = EFFECTS[id_]
-
-    def share(truth: Truth, verdict: str) -> float:
-        rng = np.random.default_rng(0)
-        made = (simulated(truth, spread, int(spread["sequences"]), seeds, rng) for _ in range(runs))
-        return [rule(found).verdict for found in made].count(verdict) / runs
-
-    return {REPRODUCED: share(true, REPRODUCED), NOT_REPRODUCED: share(false, NOT_REPRODUCED)}
+    sequences = int(spread["sequences"])
+    return powers_of(lambda truth, rng: rule(simulated(truth, spread, sequences, seeds, rng)), true, false, runs)

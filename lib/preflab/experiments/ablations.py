@@ -70,18 +70,23 @@ class Variants(Dynamics):
         return self._judged(self.drawn_stage(None, which).load(), which)
 
     def _judged(self, answers: list[Drawn], which: range | None) -> Judged:
-        scores = np.array([self.scores(drawn, self.prompts(which).messages()) for drawn in answers])
+        prompts = self.prompts(which).messages()
+        scores = np.array([self.scores(drawn, prompts) for drawn in answers])
         return Judged(answers, scores, self.label_temperature)
 
     def scores(self, drawn: Drawn, prompts: list[list[dict]]) -> np.ndarray:
         """The judge's score of each response, (prompts, K): the oracle's utility in a world, else the reward model's
         score, which is no independent judge of what was trained on it."""
-        asked = [prompt for prompt in prompts for _ in range(self.outcome.samples)]
+        asked = self.asked(prompts)
         if self.utility:
             found = rewards.utilities(self.utility, asked, drawn.texts)
         else:
             found = self.reward_stage().load()(asked, drawn.samples).double().numpy()
         return found.reshape(len(prompts), -1)
+
+    def asked(self, prompts: list[list[dict]]) -> list[list[dict]]:
+        """Every prompt, once for each of its K answers."""
+        return [prompt for prompt in prompts for _ in range(self.outcome.samples)]
 
     @property
     def label_temperature(self) -> float:

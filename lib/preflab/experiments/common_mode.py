@@ -12,22 +12,16 @@ from preflab.data.worlds.named import world_objectives
 from preflab.decoding import Decoding
 from preflab.experiments.dynamics import Dynamics, Planned
 from preflab.experiments.g_dynamics import GDynamics
-from preflab.methods.ppo import PPO
 from preflab.settings import Between, Positive
 from preflab.stages.alignment import Measurement
 from preflab.stages.answers import AnswersStage
-from preflab.stages.base import BaseSettings
 from preflab.stages.common_mode import CommonMode as CommonModeStage
 from preflab.stages.common_mode import Sampling
 from preflab.stages.data import Prompts
 from preflab.stages.drawn import Earlier, Generator, Own, Source
-from preflab.stages.reward import RewardSection
 from preflab.stages.stage import Job, Stage
 from preflab.stages.training import Training, TrainingFromPairs
-from preflab.training.from_pairs import PairTraining
-from preflab.training.from_samples import SampleTraining
 
-OF_02 = {name: field.default for name, field in GDynamics.model_fields.items()}  # its runs are shared
 OWN = str(Own())  # the policy's own samples
 GREEDY = "greedy"
 
@@ -40,12 +34,7 @@ class CommonMode(Dynamics):
     shifts: list[float]
     final_temperatures: list[Positive]
     sampling: Sampling = Sampling()
-    base: BaseSettings = OF_02["base"]
-    ppo: PPO = OF_02["ppo"]
-    pair_training: PairTraining = OF_02["pair_training"]
-    sample_training: SampleTraining = OF_02["sample_training"]
-    reward: RewardSection = OF_02["reward"]
-    measurement: Measurement = OF_02["measurement"]
+    measurement: Measurement = GDynamics.model_fields["measurement"].default  # so that its snapshots are shared
 
     @model_validator(mode="after")
     def _samplers_possible(self) -> Self:

@@ -220,7 +220,7 @@ class Coordination(Variants):
         if not self.utility:
             return found
         language = self.pairs.world.language.name
-        asked = [prompt for prompt in prompts for _ in range(self.outcome.samples)]
+        asked = self.asked(prompts)
         right = [rewards.correct(language, asked, a.texts) for a in own.answers]
         return found | {"right answer": np.mean(right)}
 
@@ -248,7 +248,7 @@ class Coordination(Variants):
         says, and how answers vary, on the validation prompts. The paper warns of reward hacking at high thresholds."""
         own = [name for name, row in self.variants.items() if controlled_kind(row) == "hPPO"]
         which = self.validation_prompts
-        asked = [prompt for prompt in self.prompts(which).messages() for _ in range(self.outcome.samples)]
+        asked = self.asked(self.prompts(which).messages())
         rows = {}
         for name in dict.fromkeys([*(self.variants[name].against for name in own), *own]):
             reward = self.reward_stage(self.variants[name].reward).load()

@@ -7,8 +7,8 @@ from typing import Annotated, Any, Self
 import numpy as np
 from pydantic import Field, model_validator
 
+from preflab.experiments.dynamics import Dynamics
 from preflab.experiments.experiment import Experiment
-from preflab.experiments.g_dynamics import GDynamics
 from preflab.methods.dpo import DPO
 from preflab.settings import Positive, Seed, Source
 from preflab.stages.answers import AnswersStage
@@ -20,7 +20,7 @@ from preflab.stages.training import TrainingFromPairs, updates_on_pairs
 from preflab.training.from_pairs import PairTraining
 
 LAST = 0.25  # of training: what its final loss is the mean of
-of_g_dynamics = GDynamics.model_fields  # both notebooks train the same runs of Adam, once
+OF_DYNAMICS = Dynamics.model_fields  # notebooks 02 and 08 train the same runs of Adam, once
 
 
 class Optimisers(Experiment):
@@ -30,9 +30,9 @@ class Optimisers(Experiment):
     objective: str
     tuning_seeds: Annotated[list[Seed], Field(min_length=1)]
     sgd_rates: Annotated[list[Positive], Field(min_length=1)]
-    base: BaseSettings = of_g_dynamics["base"].default
+    base: BaseSettings = OF_DYNAMICS["base"].default
     dpo: DPO = DPO()
-    pair_training: PairTraining = of_g_dynamics["pair_training"].default
+    pair_training: PairTraining = OF_DYNAMICS["pair_training"].default
     measurement: StepMeasurement = StepMeasurement()
 
     def sources(self) -> list[tuple[str, str]]:

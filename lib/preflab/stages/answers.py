@@ -12,6 +12,7 @@ import torch
 from transformers import PreTrainedModel
 
 from preflab.generation import Sample, decode, generate, sample
+from preflab.hardware import precise
 from preflab.likelihood import collate_responses, token_log_probs
 from preflab.stages.base import Base
 from preflab.stages.stage import Stage
@@ -61,25 +62,19 @@ class AnswersStage(Stage):
                 sample(model, tokenizer, prompts, max_new_tokens=self.max_new_tokens, temperature=t, seed=1)
                 for t in (self.temperature, 1.0)
             )
-            log_probs = self._log_probs(model, sampled)
+            log_probs = self._log_probs(model, sampled).tolist()
         kept = {
             "final": final,
             "final_texts": decode(tokenizer, final),
             "sampled": sampled,
             "sampled_texts": decode(tokenizer, sampled),
             "log_probs": log_probs,
-            "reference_log_probs": self._log_probs(base, sampled),
+            "reference_log_probs": self._log_probs(base, sampled).tolist(),
         }
         (folder / "answers.json").write_text(json.dumps(kept))
 
-    @torch.no_grad()
-    def _log_probs(self, model: PreTrainedModel, samples: list[Sample]) -> list[float]:
-        found: list[float] = []
-        for start in range(0, len(samples), self.batch):
-            pad = self.base.tokenizer().pad_token_id
-            batch = collate_responses(samples[start : start + self.batch], pad, model.device)
-            found += token_log_probs(model, batch).sum(1).tolist()
-        return found
+    def _log_probs(self, model: PreTrainedModel, samples: list[Sample]) -> torch.Tensor:
+        return response_log_probs(model, samples, self.base.tokenizer().pad_token_id, self.batch)
 
     def load(self) -> Answers:
         kept = json.loads((self.folder / "answers.json").read_text())
@@ -107,6 +102,14 @@ class Texts(Stage):
 
     def load(self) -> list[str]:
         return json.loads((self.folder / "texts.json").read_text())
+
+
+@torch.no_grad()
+def response_log_probs(model: PreTrainedModel, samples: list[Sample], pad_token_id: int, size: int) -> torch.Tensor:
+    """log pi(y|x) of each response, `size` of them a pass: (n,), in float64 on the CPU."""
+    parts = [samples[i : i + size] for i in range(0, len(samples), size)]
+    found = [token_log_probs(model, collate_responses(part, pad_token_id, model.device)).sum(1) for part in parts]
+    return precise(torch.cat(found)).cpu()
 
 
 @contextmanager

@@ -12,9 +12,8 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from preflab.generation import Sample, decode, sample
-from preflab.likelihood import collate_responses, token_log_probs
 from preflab.settings import Count, settings
-from preflab.stages.answers import policy_of
+from preflab.stages.answers import policy_of, response_log_probs
 from preflab.stages.base import Base
 from preflab.stages.snapshots import Snapshots
 from preflab.stages.stage import Stage
@@ -90,12 +89,8 @@ class DrawnAnswers(Stage):
             "reference_log_probs": self._log_probs(self.base.load(), drawn),
         }
 
-    @torch.no_grad()
     def _log_probs(self, model: PreTrainedModel, samples: list[Sample]) -> torch.Tensor:
-        pad = self.base.tokenizer().pad_token_id
-        parts = [samples[i : i + self.batch] for i in range(0, len(samples), self.batch)]
-        found = [token_log_probs(model, collate_responses(part, pad, model.device)).sum(1) for part in parts]
-        return torch.cat(found).double().cpu()
+        return response_log_probs(model, samples, self.base.tokenizer().pad_token_id, self.batch)
 
     def load(self) -> list[Drawn]:
         """One for each policy, in the order of training."""
