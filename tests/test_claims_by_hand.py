@@ -110,8 +110,8 @@ WINS = np.array([[1, 0, 0.5, 0], [0, 0, 1, 0.5]])
 EARLY, LESS = Until(0.4, WithoutNegative()), WhileSign(part="negative")
 
 
-def ablation(rule, chances=WINS, repeats=1, gap=(0.3, 0.1), method="dpo", acted=(0.3, 0.5)):
-    return Ablation(method, rule, repeats, chances, np.array(gap), np.array(acted))
+def ablation(rule, chances=WINS, repeats=1, gap=(0.3, 0.1), method="dpo", faded=(0.2, 0.7), acted=(0.3, 0.5)):
+    return Ablation(method, rule, repeats, chances, np.array(gap), np.array(faded), np.array(acted))
 
 
 def test_d7_is_the_label_probability_less_one_half_cut_where_it_ends():
@@ -385,8 +385,8 @@ BOUNDS = {  # claim: the intervals that it asks for in order, and its verdict
     ablations.early_negative_learning_matters: [
         ([(-0.4, -JUST)], REPRODUCED),
         ([(-0.4, 0)], INCONCLUSIVE),
-        ([(-0.05, 0.4)], INCONCLUSIVE),
-        ([(-0.05 + JUST, 0.4)], NOT_REPRODUCED),
+        ([(-0.025, 0.4)], INCONCLUSIVE),
+        ([(-0.025 + JUST, 0.4)], NOT_REPRODUCED),
     ],
     ablations.weight_regularises: [
         ([(JUST, 0.4)], REPRODUCED),
@@ -397,14 +397,14 @@ BOUNDS = {  # claim: the intervals that it asks for in order, and its verdict
     ablations.negative_g_can_help: [
         ([(-0.4, -JUST), (0, 1)], REPRODUCED),
         ([(-0.4, 0), (0, 1)], INCONCLUSIVE),
-        ([(-0.05, 0.4), (0, 1)], INCONCLUSIVE),
-        ([(-0.05 + JUST, 0.4), (0, 1)], NOT_REPRODUCED),
+        ([(-0.025, 0.4), (0, 1)], INCONCLUSIVE),
+        ([(-0.025 + JUST, 0.4), (0, 1)], NOT_REPRODUCED),
     ],
     coordination.coordinated_dpo_wins: [
         ([(JUST, 1), (-1, -0.5)], REPRODUCED),
         ([(0, 1), (-1, -0.5)], INCONCLUSIVE),
-        ([(-1, 0.05), (-1, -0.5)], INCONCLUSIVE),
-        ([(-1, 0.05 - JUST), (-1, -0.5)], NOT_REPRODUCED),
+        ([(-1, 0.025), (-1, -0.5)], INCONCLUSIVE),
+        ([(-1, 0.025 - JUST), (-1, -0.5)], NOT_REPRODUCED),
     ],
     coordination.controlled_ppo_is_close: [
         ([(-0.025, 0.025), (0, 0)], REPRODUCED),
@@ -416,7 +416,7 @@ BOUNDS = {  # claim: the intervals that it asks for in order, and its verdict
     ],
     coordination.control_pays: [
         ([(JUST, 1), (-1, -0.5)], REPRODUCED),
-        ([(-1, 0.05 - JUST), (-1, -0.5)], NOT_REPRODUCED),
+        ([(-1, 0.025 - JUST), (-1, -0.5)], NOT_REPRODUCED),
     ],
     sequential.depends_on_order: [
         ([(JUST, 1), (-0.05, 0.05)], REPRODUCED),
@@ -526,14 +526,15 @@ def test_a_claim_is_a_row_of_the_table_with_its_rule_number_and_verdict():
 
 def test_the_bounds_that_rules_print_are_those_that_decide():
     """A text that names another number than the rule would mislead: every bound stands in its statistic."""
-    assert (claims.EFFECT, claims.FEWEST, coordination.ABOUT_TWO) == (0.05, 50, 0.025)
+    assert (claims.EFFECT, claims.FEWEST) == (0.025, 50)
     assert (dynamics.SMALL, dynamics.APART) == (0.15, 0.2)
     d = {c.id: c.statistic for c in dynamics.dynamics_claims(curves(), curves())}
     assert all("0.15" in d[name] for name in ("D1", "D2")) and "±0.2" in d["D4"] and "±0.2" in d["D6"]
     d = {c.id: c.statistic for c in ablations.ablation_claims([])}
-    assert all("0.05" in d[name] for name in ("D7", "D8", "D9")) and "10%" in d["D9"]
+    assert all("0.025" in d[name] for name in ("D7", "D9")) and "10%" in d["D9"]
+    assert (ablations.GAP, ablations.FADED) == (0.05, 0.5) and "0.05" in d["D8"] and "50%" in d["D8"]
     d = {c.id: c.statistic for c in coordination.coordination_claims({})}
-    assert "0.05" in d["D10"] and "±0.025" in d["D11"] and "0.05" in d["D12"]
+    assert all("0.025" in d[name] for name in ("D10", "D11", "D12"))
 
 
 def test_nothing_is_no_number():

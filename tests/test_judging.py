@@ -61,10 +61,11 @@ def test_a_path_is_compared_at_the_largest_kl_that_both_reach():
 def claims(rng):
     """claims(label probability early, gap, ...): three verdicts of measurements with these means."""
 
-    def make(early=0.5, gap=0.0, acted=0.5, without=0.5, prompts=PROMPTS):
+    def make(early=0.5, gap=0.0, faded=0.3, acted=0.5, without=0.5, prompts=PROMPTS):
         def row(rule, repeats, rate, gap=0.0):
             found = (rng.random((SEEDS, prompts)) < rate).astype(float)
-            return Ablation("dpo", rule, repeats, found, gap + 0.001 * rng.normal(size=SEEDS), np.full(SEEDS, acted))
+            wider, left = gap + 0.001 * rng.normal(size=SEEDS), np.full(SEEDS, faded)
+            return Ablation("dpo", rule, repeats, found, wider, left, np.full(SEEDS, acted))
 
         rows = [
             row(WhileSign(part="negative"), 1, without),
@@ -85,9 +86,17 @@ def test_d7(early, prompts, expected, claims):
     assert claims(early=early, prompts=prompts)["D7"] == expected
 
 
-@pytest.mark.parametrize(("gap", "expected"), [(0.1, REPRODUCED), (-0.1, NOT_REPRODUCED), (0.0, NOT_REPRODUCED)])
-def test_d8(gap, expected, claims):
-    assert claims(gap=gap)["D8"] == expected
+@pytest.mark.parametrize(
+    ("gap", "faded", "expected"),
+    [
+        (0.1, 0.3, REPRODUCED),
+        (-0.1, 0.3, NOT_REPRODUCED),
+        (0.0, 0.5, NOT_REPRODUCED),
+        (0.1, 0.51, INCONCLUSIVE),  # the weight was there all the time
+    ],
+)
+def test_d8(gap, faded, expected, claims):
+    assert claims(gap=gap, faded=faded)["D8"] == expected
 
 
 @pytest.mark.parametrize(

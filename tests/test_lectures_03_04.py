@@ -151,6 +151,9 @@ def test_rows_know_their_runs_and_their_plain_method():
     assert [(run.name, run.seed) for run in p.by_row()[name]] == [(name, s) for s in p.seeds]
     assert p.rivals["PPO, no negative"] == "PPO" and "DPO" not in p.rivals
     assert p.rivals["DPO on few pairs, weights that stay"] == "DPO on few pairs"
+    ours = {"method": "dpo", "rule": "equal_weights", "arguments": {"beta": 0.3, "size": 0.1}}
+    plain = {"DPO": {"method": "dpo"}, "DPO, 0.3": {"method": "dpo", "arguments": {"beta": 0.3}}}
+    assert parameters("03", variants={"x": ours, **plain}).rivals == {"x": "DPO, 0.3"}
 
 
 def test_claims_are_asked_of_every_row_that_takes_something_away(monkeypatch):
@@ -158,9 +161,11 @@ def test_claims_are_asked_of_every_row_that_takes_something_away(monkeypatch):
     some = dict.fromkeys(p.variants, judged([1, 2], [3, 4])) | {"DPO": judged([0, 2], [5, 4])}
     gap = {name: Accuracy(np.array([0.9]), np.array([0.6 - 0.1 * (name == "PPO, no negative")])) for name in p.variants}
     monkeypatch.setattr(type(p), "acted", lambda self, runs: np.array([0.25]))
-    early, *_, no_negative = p.ablations(p.by_row(), some, gap)
+    weights = SimpleNamespace(weights=[np.array([2.0, 4.0]), np.array([9.0]), np.array([1.0, 0.5])])
+    early, *_, no_negative = p.ablations(p.by_row(), some, gap, {name: [weights] for name in p.variants})
     assert (early.method, early.rule, early.repeats) == ("dpo", rules.Until(0.4, rules.WithoutNegative()), 1)
-    assert early.chances.tolist() == [[1, 0.5], [0, 0.5]] and early.gap == pytest.approx(0) and early.acted == 0.25
+    assert early.chances.tolist() == [[1, 0.5], [0, 0.5]] and early.gap == pytest.approx(0)
+    assert (early.faded, early.acted) == ([0.25], 0.25)
     assert (no_negative.method, no_negative.rule) == ("ppo", rules.WithoutNegative())
     assert (no_negative.chances == 0.5).all() and no_negative.gap == pytest.approx(0.1)
 

@@ -341,6 +341,10 @@ def test_a_new_ablation_is_one_class_and_one_row(monkeypatch):
         ({"variants": {"x": {"method": "sft"}}}, "variants.x.method='sft'"),
         ({"variants": {"x": {"method": "dpo"}}}, "expected one with another rule than 'plain'"),
         ({"variants": {key: {"method": "dpo"} for key in "xyz"}}, "expected one of method 'dpo' with rule 'plain'"),
+        (
+            {"variants": {**ROWS, "x": {"method": "dpo", "rule": "equal_weights", "arguments": {"beta": 0.3}}}},
+            "expected one of method 'dpo' with rule 'plain', repeats 1 and the same arguments, to compare with",
+        ),
         ({"variants": {"x": {"method": "dpo", "untill": 0.5}}}, "variants.x.untill=0.5: no such parameter"),
         ({"outcome": {"path_prompts": 7}}, "outcome.path_prompts=7: expected at most measurement.finals=6"),
         (

@@ -11,7 +11,7 @@ from preflab.statistics import Interval, mean_interval
 
 T = TypeVar("T")  # what a simulation takes for the truth
 REPRODUCED, NOT_REPRODUCED, INCONCLUSIVE = "reproduced", "not reproduced", "inconclusive"
-EFFECT = 0.05  # of a label probability or an accuracy: the smallest that counts. "Not reproduced" leaves out as much
+EFFECT = 0.025  # of a label probability: the smallest that counts, more than rounds to two points
 FEWEST = 50  # held-out pairs or prompts: from fewer, a share is known to 14 points at best, and no verdict is given
 
 

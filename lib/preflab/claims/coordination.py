@@ -20,8 +20,6 @@ from preflab.claims import (
 from preflab.claims.ablations import simulated_chances
 from preflab.statistics import mean_interval
 
-ABOUT_TWO = 0.025  # what rounds to two points
-
 
 @dataclass(frozen=True)
 class Contest:
@@ -55,12 +53,12 @@ def controlled_ppo_is_close(contests: list[Contest]) -> Claim:
         "D11",
         "hPPO and cPPO differ from PPO by no more than about two points.",
         "Largest difference in label probability against the SFT model. Reproduced: every interval within "
-        f"±{ABOUT_TWO}; not reproduced: one wholly outside.",
+        f"±{EFFECT}; not reproduced: one wholly outside.",
         farthest.value,
         (farthest.low, farthest.high),
         decide(
-            bool(differences) and all(d.within(ABOUT_TWO) for d in differences),
-            any(d.low > ABOUT_TWO or d.high < -ABOUT_TWO for d in differences),
+            bool(differences) and all(d.within(EFFECT) for d in differences),
+            any(d.low > EFFECT or d.high < -EFFECT for d in differences),
         ),
     )
 

@@ -13,7 +13,8 @@ from preflab.claims.ablations import Ablation
 from preflab.experiments.dynamics import Dynamics, Planned
 from preflab.experiments.variants import Variant
 from preflab.judging import Judged, Path, at_equal_kl, described
-from preflab.measured import SIGNS, Measured, ordered
+from preflab.measured import SIGNS, Measured, mean_weights, ordered
+from preflab.methods.method import PairMethod, SampleMethod
 from preflab.rules import WhileSign
 from preflab.stages.alignment import Measurement
 from preflab.stages.drawn_answers import Drawn, DrawnAnswers, Outcome
@@ -109,16 +110,16 @@ class Ablations(Variants):
     @model_validator(mode="after")
     def _variants_possible(self) -> Self:
         rows = list(self.variants.values())
-        for kind in {(row.method, row.repeats) for row in rows}:
-            if sum((row.method, row.repeats) == kind and row.rule == "plain" for row in rows) != 1:
-                wanted = f"method {kind[0]!r} with rule 'plain' and repeats {kind[1]}"
-                raise ValueError(f"variants: expected one of {wanted} to compare with")
+        for name, row in self.variants.items():
+            self.check_row(name, row)
+        for row in rows:
+            if sum(self.kind_of(row) == self.kind_of(other) and other.rule == "plain" for other in rows) != 1:
+                wanted = f"method {row.method!r} with rule 'plain', repeats {row.repeats} and the same arguments"
+                raise ValueError(f"variants: expected one of {wanted}, to compare with")
         if (asked := self.outcome.path_prompts) > (finals := self.measurement.finals):
             raise ValueError(f"outcome.path_prompts={asked}: expected at most measurement.finals={finals}")
         if all(row.rule == "plain" for row in rows):
             raise ValueError("variants: expected one with another rule than 'plain'")
-        for name, row in self.variants.items():
-            self.check_row(name, row)
         return self
 
     def path_stage(self, run: Planned) -> DrawnAnswers:
@@ -138,10 +139,9 @@ class Ablations(Variants):
             for states in along
         ]
 
-    @property
-    def plain_of(self) -> dict[tuple[str, int], str]:
-        """By method and number of repeats: the name of the plain row."""
-        return {(row.method, row.repeats): name for name, row in self.variants.items() if row.rule == "plain"}
+    def kind_of(self, row: Variant) -> tuple[PairMethod | SampleMethod, int]:
+        """What a row shares with the plain one: its method, arguments included, and how often a pair is seen."""
+        return self.method_of(row), row.repeats
 
     def by_row(self) -> dict[str, list[Planned]]:
         """By row: its runs, a seed each."""
@@ -150,9 +150,10 @@ class Ablations(Variants):
 
     @property
     def rivals(self) -> dict[str, str]:
-        """By row that takes something away: the plain row of its method, on as many pairs."""
+        """By row that takes something away: the plain row of its kind."""
         rows = self.variants.items()
-        return {name: self.plain_of[row.method, row.repeats] for name, row in rows if row.rule != "plain"}
+        plain = {self.kind_of(row): name for name, row in rows if row.rule == "plain"}
+        return {name: plain[self.kind_of(row)] for name, row in rows if row.rule != "plain"}
 
     def accuracy(self, runs: Sequence[Planned]) -> Accuracy:
         """Of the runs of one row."""
@@ -171,7 +172,11 @@ class Ablations(Variants):
         return np.array([np.mean((g < 0) == (rule.sign == "negative")) for g in seen])
 
     def ablations(
-        self, runs: Mapping[str, Sequence[Planned]], judged: Mapping[str, Judged], accuracy: Mapping[str, Accuracy]
+        self,
+        runs: Mapping[str, Sequence[Planned]],
+        judged: Mapping[str, Judged],
+        accuracy: Mapping[str, Accuracy],
+        measured: Mapping[str, Sequence[Measured]],
     ) -> list[Ablation]:
         """What the claims ask of every row that takes something away."""
         return [
@@ -180,11 +185,18 @@ class Ablations(Variants):
                 self.variants[name].resolved_rule(),
                 self.variants[name].repeats,
                 judged[name].chances(judged[plain]),
-                accuracy[name].gap - accuracy[plain].gap,
-                self.acted(runs[name]),
+                gap=accuracy[name].gap - accuracy[plain].gap,
+                faded=faded(measured[plain]),
+                acted=self.acted(runs[name]),
             )
             for name, plain in self.rivals.items()
         ]
+
+
+def faded(measured: Sequence[Measured]) -> np.ndarray:
+    """What is left of the mean weight at the end of runs, a share of that at the start: (runs,)."""
+    weights = mean_weights(measured)
+    return weights[:, -1] / weights[:, 0]
 
 
 def change_of(measured: Sequence[Measured], side: str) -> np.ndarray:
