@@ -4,14 +4,9 @@ import json
 import re
 import subprocess
 import sys
-from pathlib import Path
 
-import nbformat
 import pytest
-import yaml
 from checkouts import NAMES, ROOT, checkout, compare
-from papermill.iorw import load_notebook_node
-from papermill.parameterize import parameterize_notebook
 
 
 @pytest.fixture(scope="module")
@@ -37,35 +32,19 @@ LIKELIHOODS = {
 }
 
 
-WHOLE = ("01_sequential_settings", "02_g_dynamics", "90_benchmarks")
-SMALL = [name for name in NAMES if name not in WHOLE]  # whole, these would double the time of `make test`
+WHOLE = ("01_sequential_settings", "90_benchmarks")  # `make test` would take half an hour with all of them
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.soak] * (n in SMALL)) for n in NAMES])
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.soak] * (n not in WHOLE)) for n in NAMES])
 def test_committed_notebook_runs_from_cold_to_the_same_science(name, cold):
     """nbval executes the committed notebooks with their own parameters, from an empty cache; cells tagged
     nbval-check-output must print what is committed. The science is compared as numbers."""
-    nbval(cold, name)
+    command = [sys.executable, "-m", "pytest", "--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=900"]
+    command += ["-q", "-p", "no:cacheprovider", f"notebooks/{name}.ipynb"]
+    done = subprocess.run(command, cwd=cold, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:]
     found = json.loads((cold / "results" / "default" / name / "metrics.json").read_text())
     committed = json.loads((ROOT / "figures" / "default" / name / "metrics.json").read_text())
     assert [c["id"] for c in found["claims"]] == [c["id"] for c in committed["claims"]]
     of_likelihoods = re.compile(LIKELIHOODS[name])
     compare(found, committed, LIKELIHOOD, lambda path: bool(of_likelihoods.search(path)))
-
-
-@pytest.mark.parametrize("name", SMALL)
-def test_committed_notebook_prints_the_same_with_small_parameters(name, tmp_path):
-    """nbval again, with the parameters of the profile smoke: what cells tagged nbval-check-output print hangs on none.
-    The numbers of these runs are compared in test_runs.py."""
-    root = checkout(tmp_path)
-    file = root / "notebooks" / f"{name}.ipynb"
-    given = yaml.safe_load((root / "params" / "smoke" / f"{name}.yaml").read_text())
-    nbformat.write(parameterize_notebook(load_notebook_node(str(file)), given), file)
-    nbval(root, name)
-
-
-def nbval(root: Path, name: str) -> None:
-    command = [sys.executable, "-m", "pytest", "--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=900"]
-    command += ["-q", "-p", "no:cacheprovider", f"notebooks/{name}.ipynb"]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-3000:]

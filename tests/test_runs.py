@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import nbformat
 import pytest
 from checkouts import NAMES, ROOT, checkout, compare
 
@@ -49,6 +50,24 @@ def smoke(tmp_path_factory):
         printed = finish(preflab(root, "run", name, "--profile", "smoke"))
         (root / f"{name}.txt").write_text(printed)
     return root
+
+
+@pytest.mark.parametrize("name", TRAINING)
+def test_what_hangs_on_no_parameter_is_printed_as_committed(name, smoke):
+    """Cells tagged nbval-check-output. (nbval executes whole notebooks: test_notebooks.py.)"""
+    files = ROOT / "notebooks" / f"{name}.ipynb", smoke / "results" / "smoke" / name / "notebook.ipynb"
+    committed, found = (checked(nbformat.read(file, as_version=4)) for file in files)
+    assert committed and found == committed
+
+
+def checked(notebook: nbformat.NotebookNode) -> list[tuple[str, str]]:
+    """Source and printed text of every cell that is tagged so."""
+    tagged = [cell for cell in notebook.cells if "nbval-check-output" in cell.metadata.get("tags", [])]
+    return [(cell.source, "".join(printed(output) for output in cell.outputs)) for cell in tagged]
+
+
+def printed(output: nbformat.NotebookNode) -> str:
+    return output["text"] if output["output_type"] == "stream" else output["data"]["text/plain"]
 
 
 def test_a_run_leaves_what_the_design_names(smoke):
