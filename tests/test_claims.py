@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from preflab.claims import FEWEST, INCONCLUSIVE, NOT_REPRODUCED, REPRODUCED, Claim, decide, withheld
+from preflab.claims import FEWEST, INCONCLUSIVE, NOT_REPRODUCED, REPRODUCED, SMALLER, Claim, decide, withheld
 from preflab.claims.sequential import (
     Cell,
     aggregates_hide_pairs,
@@ -41,9 +41,9 @@ def cell(rng):
     return make
 
 
-def test_a_rule_that_holds_comes_first():
+def test_a_verdict_says_whether_an_effect_is_there_and_whether_it_counts():
     assert [decide(*case) for case in ((True, True), (True, False), (False, True), (False, False))] == [
-        REPRODUCED,
+        SMALLER,
         REPRODUCED,
         NOT_REPRODUCED,
         INCONCLUSIVE,

@@ -8,6 +8,7 @@ from preflab.claims import (
     INCONCLUSIVE,
     NOT_REPRODUCED,
     REPRODUCED,
+    SMALLER,
     Claim,
     ablations,
     coordination,
@@ -385,6 +386,8 @@ BOUNDS = {  # claim: the intervals that it asks for in order, and its verdict
     ablations.early_negative_learning_matters: [
         ([(-0.4, -JUST)], REPRODUCED),
         ([(-0.4, 0)], INCONCLUSIVE),
+        ([(-0.025, -JUST)], REPRODUCED),
+        ([(-0.025 + JUST, -JUST)], SMALLER),
         ([(-0.025, 0.4)], INCONCLUSIVE),
         ([(-0.025 + JUST, 0.4)], NOT_REPRODUCED),
     ],
@@ -466,7 +469,7 @@ def test_a_verdict_turns_where_its_rule_says(rule, intervals, verdict, monkeypat
 
 @pytest.mark.parametrize(
     ("ends", "verdict"),
-    [((JUST, 1), REPRODUCED), ((0, 0.2 - JUST), NOT_REPRODUCED), ((0, 0.2), INCONCLUSIVE), ((JUST, 0.1), REPRODUCED)],
+    [((JUST, 1), REPRODUCED), ((0, 0.2 - JUST), NOT_REPRODUCED), ((0, 0.2), INCONCLUSIVE), ((JUST, 0.1), SMALLER)],
 )
 def test_s2_turns_where_its_rule_says(ends, verdict, monkeypatch):
     monkeypatch.setattr(sequential.np, "quantile", lambda *_: ends)

@@ -415,7 +415,11 @@ if P.show_texts:
 # ## Claims
 #
 # Each rule was written before its run; `claims/ablations.py` holds them, and the registration says what they can see. The
-# verdicts that count are those of `full`.
+# verdicts that count are those of `full`. A rule may find that an effect is there *and* that it is less than what counts: then
+# the verdict is "smaller than counts".
+#
+# D9 has a control in `full`: rows that lose the same part while its $G$ is *positive*. Where both cost the same, the sign of
+# $G$ says nothing about what a part is good for.
 
 # %%
 registration = registered("03_component_ablations")

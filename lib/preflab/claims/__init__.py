@@ -11,6 +11,7 @@ from preflab.statistics import Interval, mean_interval
 
 T = TypeVar("T")  # what a simulation takes for the truth
 REPRODUCED, NOT_REPRODUCED, INCONCLUSIVE = "reproduced", "not reproduced", "inconclusive"
+SMALLER = "smaller than counts"  # the effect is there, and not as large as the rule asks for
 EFFECT = 0.025  # of a label probability: the smallest that counts, more than rounds to two points
 FEWEST = 50  # held-out pairs or prompts: from fewer, a share is known to 14 points at best, and no verdict is given
 
@@ -27,7 +28,10 @@ class Claim:
 
 
 def decide(holds: bool, fails: bool) -> str:
-    return REPRODUCED if holds else NOT_REPRODUCED if fails else INCONCLUSIVE
+    """The verdict. Both are true where an effect is clearly there and clearly below what counts."""
+    if holds:
+        return SMALLER if fails else REPRODUCED
+    return NOT_REPRODUCED if fails else INCONCLUSIVE
 
 
 def nothing() -> Interval:

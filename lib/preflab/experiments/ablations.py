@@ -105,7 +105,7 @@ class Ablations(Variants):
     """03_component_ablations."""
 
     sample_training: SampleTraining = SampleTraining(iterations=10, learning_rate=3e-4)
-    measurement: Measurement = Measurement(checkpoints=4, probe=32, finals=48, shown=1, detail=False)
+    measurement: Measurement = Measurement(checkpoints=4, probe=32, finals=50, shown=1, detail=False)
 
     @model_validator(mode="after")
     def _variants_possible(self) -> Self:
