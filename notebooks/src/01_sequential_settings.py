@@ -309,8 +309,8 @@ run.figure("margin_paths", plots.margin_paths({name_.replace(": ", "\n"): v for 
 # %% [markdown]
 # **Read it.** Each panel follows both objectives from the base model over Stage 1 to Stage 2. The circles were trained first.
 # What happens to them from Stage 1 to Stage 2 is the question of this notebook. Bars are 95 % intervals over prompts
-# and seeds. In the default run the circles fall below zero twice: on `conflict` (helpful → harmless) and on `safety` (better →
-# safer).
+# and seeds. In the default run the circles fall below zero twice: on `conflict` (helpful → harmless), clearly, and on `safety`
+# (better → safer), where the bar crosses zero.
 #
 # ## The outcome of a setting and order
 #
@@ -350,8 +350,8 @@ run.figure("outcome_map", plots.outcome_map(cells))
 # %% [markdown]
 # **Read it.** The number in a cell is the change over the gain, with its interval. −1 means that Stage 2 took away all that
 # Stage 1 had gained. Below −1, the model prefers the *rejected* response more than the base model did. In the default run
-# the number is below −1 in both orders of `conflict` and of `safety` (for safer → better its interval reaches above −1). On
-# `compatible` no change is clear.
+# the number is below −1 in both orders of `conflict` and of `safety`, and clearly so on `conflict` (helpful → harmless) alone:
+# the other intervals reach above −1. On `compatible` no change is clear.
 #
 # ## Single pairs
 #

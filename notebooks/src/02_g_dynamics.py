@@ -18,7 +18,7 @@
 # | D1 | $G$ of DPO stays positive | 1a |
 # | D2 | $G$ of PPO stays near zero, fluctuates or turns slightly negative | 2a |
 # | D3 | in DPO, positive and negative learning offset each other; positive dominates early, negative late | 1b |
-# | D4 | DPO's weight $w$ shrinks as the margin grows, and its tertiles act alike | 1c |
+# | D4 | DPO's weight $w$ shrinks as the margin grows, and its tertiles (thirds of the pairs, sorted by $w$) act alike | 1c |
 # | D5 | in PPO, $G$ of positive learning is steadily above zero, of negative learning steadily below | 2b |
 # | D6 | in PPO, the tertiles of $\lvert A\rvert$ play distinct parts | 2c |
 #
@@ -133,7 +133,9 @@ curve = rewards.calibration_curve(reward_margins, truth) if world else None
 run.figure("calibration", plots.calibration({"reward": curve})) if curve else "no known probabilities here"
 
 # %% [markdown]
-# **Read it.** A point holds a tenth of the pairs. On the diagonal the reward is as sure as it should be.
+# **Read it.** A point holds a tenth of the pairs. On the diagonal the reward is as sure as it should be. In the default run the line
+# is far steeper: the reward orders pairs well, and its differences are far too small. PPO gets it scaled to a deviation of 1, so
+# for PPO the order and the relative size matter, and not this scale.
 #
 # ## G of a loss, with one backward pass and one forward-mode pass
 #
@@ -348,7 +350,9 @@ run.figure("training", plots.training_curves(logged(histories, oracle=bool(P.uti
 
 # %% [markdown]
 # **Read it.** Thin lines are seeds. DPO's loss begins at $\ln 2$, and its accuracy at 0, since a margin of 0 does not count as
-# right. In the default run the reward of PPO rises to the end.
+# right. In the default run the reward of PPO rises to the end, and the oracle's utility stays flat: PPO learns what the reward gets
+# wrong, too. This run is small, and it misses three gates: training is soon over, $G$ is precise at no checkpoint, and some answers
+# are broken. So read its curves as a demonstration. The `full` run meets them.
 #
 # ## G along training
 #
@@ -367,8 +371,9 @@ run.figure("six_panels", plots.six_panels(progress, g, noise))
 # weights are equal, so there are no tertiles yet.
 #
 # Checkpoints lie evenly in the logarithm of updates, because most is learned early. In the default run $G$ of DPO stays above
-# zero to its end. Its positive part begins above zero and ends below, and its negative part takes over. $G$ of PPO is far
-# above zero at first and near zero at the end, and most of it is positive learning's.
+# zero to its end. Its positive part begins above zero and ends below, and its negative part takes over. $G$ of PPO falls by half.
+# From a fifth of training on, most of it lies within the grey band, so this run cannot tell it from zero there. (The `full` run
+# can: it stays above zero.) Most of it is positive learning's.
 #
 # ## Common mode
 #
@@ -460,7 +465,8 @@ run.figure("weights", plots.weight_distributions(distributions))
 #
 # ## Token by token
 #
-# This is what only the forward-mode pass can show: the pull $-c\,s$ of every token, half-way through training. Blue tokens
+# This is what only the forward-mode pass can show: the pull $-c\,s$ of every token, at the middle checkpoint. (Checkpoints lie
+# evenly in the logarithm of updates, so that is early in training.) Blue tokens
 # pull the model towards its final responses, red ones push it away.
 
 # %%
@@ -482,7 +488,7 @@ run.figure("layers", plots.layer_map(places, progress, by_layer))
 
 # %% [markdown]
 # **Read it.** The places of one moment add up to $G$ of the six panels. In the default run most of DPO's is in
-# the head, and most of PPO's in the first layer.
+# the head. PPO's is in the first layer and in the head; which of the two leads changes from checkpoint to checkpoint.
 #
 # ## Does it hold under Adam?
 #
@@ -497,7 +503,8 @@ run.figure("adam", plots.first_order(predicted, changed))
 
 # %% [markdown]
 # **Read it.** Points on the line say that the first order is enough: $v$ predicts what a real step does. The table asks
-# another question. Does Adam's step have the sign that $G$ foretells? A share of 0.5 is what a coin would do. The cosine of
+# another question. Does Adam's step have the sign that $G$ foretells? $G$ is above zero and the NLL of $D'$ falls nearly always, for
+# $D'$ is where the run ends. So a share near 1 is what one sign for all would have too; look at the cosines instead. That of
 # $v$ and the gradient has two ceilings, the cosines of two halves of the same data.
 
 # %%

@@ -390,6 +390,9 @@ columns = ["its reward", "score", "KL", "entropy", "unique", "distinct-2"]
 as_table(hacked, {"validation prompts": P.validation, "seeds": P.sweep_seeds}, columns) if hacked else "no hPPO row"
 
 # %% [markdown]
+# **Read it.** In the default run the hacked row is PPO with the small KL penalty, and none with a high threshold: its reward is the
+# highest, and its score the lowest.
+#
 # ## Schedules and the G they produce
 #
 # Above, $\lambda_t$ as it was in training. Below, $G$ of positive and negative learning without $\lambda$, and of the loss
@@ -418,6 +421,8 @@ named = {who: rows[who] for who in P.verified} | {"SFT": of_sft}
 as_table(named, on_prompts, ["right answer"]) if P.verified else None
 
 # %% [markdown]
+# **Read it.** An answer is right only if all of it is, every step and every tool. In the default run few are.
+#
 # ## Adaptive against static, at equal compute
 #
 # The adaptive run against the static schedule of the same method, on the same prompts and seeds.
@@ -429,6 +434,8 @@ of_pairs = {pair: {"label probability − ½": interval} for pair, interval in v
 as_table(of_pairs, on_prompts) if versus else "no adaptive row"
 
 # %% [markdown]
+# **Read it.** An interval from −0.5 to 0.5 is all that can be: two seeds say nothing.
+#
 # ## What the policies say
 #
 # Sampled answers of the first seed to two of the reported prompts.

@@ -231,7 +231,8 @@ pd.DataFrame(means).T.assign(**{"error of the first": pd.Series(error)}).round(2
 # %% [markdown]
 # **Read it.** The thick blue line is the cosine of the true gradients. The orange one is what a logger of training would see: one
 # batch against another. It is nearer to zero for no other reason than noise. The dotted lines are what a cosine could be at
-# most: two halves of the same pairs as they stand, and the same objective on new pairs, which is free of noise.
+# most: two halves of the same pairs as they stand, and the same objective on new pairs, which is free of noise. An estimate that is
+# free of noise can leave [−1, 1], and then the panel: its error is large there.
 #
 # In the default run single batches of `conflict` have a mean cosine of −0.29 and −0.27, and the true gradients one of −0.95 and
 # −0.81: these objectives stand against each other, and batches hide two thirds of it. On `compatible` all is positive, and the
@@ -244,8 +245,9 @@ pd.DataFrame(means).T.assign(**{"error of the first": pd.Series(error)}).round(2
 #
 # ## Where in the network?
 #
-# Inner products add up over places, so each projection of each layer has a cosine of its own. Here it is over all points
-# together.
+# Inner products add up over places, so each projection of each layer has a cosine of its own. Here inner products are added up over
+# all points first, so that points with longer gradients count for more. That gives other numbers than a mean of cosines:
+# compare places with each other, not with the figure above. Blue is one direction, red the opposite one.
 
 # %%
 found_places = courses[next(iter(courses))][0].places

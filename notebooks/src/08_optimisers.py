@@ -5,7 +5,8 @@
 # $g=\nabla L$, a step of size $\eta$ on the whole loss changes $\mathrm{NLL}(D')$ by $-\eta\,v\cdot g$
 # ([arXiv 2512.00778](https://arxiv.org/abs/2512.00778), Eq. 3). But nobody trains so. An update sees one *batch*. Adam divides
 # each coordinate by a *preconditioner*, and moves along a *momentum*. And the change of the NLL is not quite linear in the step.
-# The paper leaves all of this open. Here one update is taken apart, link by link, and DPO is trained by plain descent too.
+# The paper leaves all of this open. Here one update is taken apart, link by link, and DPO is trained by plain descent too (SGD in
+# the figures).
 #
 # | question | where the answer stands |
 # |---|---|
@@ -291,7 +292,8 @@ table = {o: some | {"any update goes towards D'": towards[o]} for o, some in agr
 as_table(table, {"seeds": len(P.seeds), "updates taken apart": len(taken)}).T
 
 # %% [markdown]
-# **Read it.** A share of 0.5 is what a coin would do. Each row takes one more link along. The interval is Wilson's, within $[0, 1]$,
+# **Read it.** A share of 0.5 is what a coin would do, but $G$ is above zero nearly always, and one sign for all would do as well.
+# Each row takes one more link along. The interval is Wilson's, within $[0, 1]$,
 # and seeds are its unit: one seed has no interval. The last row is over *all* updates of the run.
 #
 # In the default run every real step of Adam has the sign that $G$ foretells, and every one of all its updates goes towards $D'$. Of

@@ -11,7 +11,8 @@
 # policy is that has drawn the samples, and the generator of DPO's pairs. If the roles follow the knobs, they are a property of the
 # sampling, and not of learning from good or bad responses.
 #
-# **Predictions** (ours, not the paper's; derived below, and registered before any of these numbers was measured):
+# **Predictions** (ours, not the paper's; derived below, and registered before any of these numbers was measured. For M1 and M6
+# notebook 02 had shown as much, so they are confirmations):
 #
 # | | prediction | knob |
 # |---|---|---|
@@ -216,7 +217,7 @@ pd.DataFrame(moments).T.rename_axis(columns="updates of each policy")
 #
 # Bars are the sources of $C$, and their sum is $C$. Below each bar stands the setting, and the distance $\mathrm{KL}(q\,\|\,\pi)$ in nats a
 # token. The probabilities of a generator are not known; there the number says how much more its words surprise the policy than the
-# policy's own do (with a sign). Diamonds are what the samples part is expected to be from the distributions alone. Dots are seeds. First
+# policy's own do (with a sign). A generator's shift says how much more often it says the right thing; 0 are the pairs of the data. Diamonds are what the samples part is expected to be from the distributions alone. Dots are seeds. First
 # the policy half-way:
 
 # %%
@@ -244,7 +245,7 @@ run.figure("sft", plots.by_knob({method: bars("SFT", method) for method in runs}
 # %% [markdown]
 # **Read it.** In the default run the orange bars go as predicted: up for sharper decodings, down for hotter ones and for stale
 # samples, nearly nothing on the policy's own. In DPO they are all there is, because the weights of its pairs hardly differ. Pairs of its
-# own samples leave nothing of $C$ but noise; the pairs of the data pull it down as soon as the policy has left them. In PPO the blue
+# own samples leave little of $C$; the pairs of the data pull it down as soon as the policy has left them. In PPO the blue
 # bar of the ratio takes back most of what the SFT model's samples bring. On its own samples, what is left of PPO's $C$ is the weights'
 # and noise.
 #
@@ -261,9 +262,9 @@ signs = {f"{m}, {setting}": row for m, of in by_setting.items() for setting, row
 as_table(signs, {"seeds": len(P.seeds)})
 
 # %% [markdown]
-# **Read it.** In the default run PPO at temperature 0.5 has $G_+>0>G_-$: the pattern of the paper's Figure 2b. On the same policy,
-# with the same reward, the parts are small beside that at temperature 1, and at 1.3 negative learning has the larger $G$. So the
-# pattern alone says nothing of good and bad responses. Whoever reports it has to say how the samples were drawn. (We do not know how
+# **Read it.** In the default run PPO at temperature 0.5 has $G_+>0>G_-$ on both seeds: the pattern of the paper's Figure 2b. On the
+# same policies, with the same reward, the parts are small beside that at temperature 1, and the two seeds differ in sign. At 1.3 one of
+# them has the pattern turned round. So the pattern alone says nothing of good and bad responses. Whoever reports it has to say how the samples were drawn. (We do not know how
 # the paper drew its samples.)
 #
 # ## Against the distance
@@ -283,7 +284,8 @@ agreements = {
 as_table(agreements, {"seeds": len(P.seeds)})
 
 # %% [markdown]
-# **Read it.** The measured parts follow the lines, and the table says by how many standard errors they miss them. So the samples part can
+# **Read it.** The measured parts follow the lines (DPO's at temperature 1.3 misses its line), and the table says by how many standard
+# errors they miss them. The identity is exact, so this checks the instrument. So the samples part can
 # be foretold from the two distributions and the direction of $D'$, but for its scale $m$: no reward, no label.
 #
 # ## How far it hangs on D'
