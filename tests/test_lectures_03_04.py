@@ -65,6 +65,8 @@ def test_a_table_says_what_it_rests_on_and_shows_nothing_where_nothing_was_measu
     assert table.columns.name == "128 prompts, 1 seed"
     assert table.values.tolist() == [["0.123", "", "3"], ["", "+0.500 [+0.250, +1.000]", ""], ["", "", ""]]
     assert list(as_table(rows, {})) == ["x", "n", "w"]
+    nan = float("nan")
+    assert as_table({"one seed": {"x": Interval(0.5, nan, nan)}}, {}).values.tolist() == [["+0.500"]]
     assert counted({"held-out pairs": 1, "seeds": 2}) == "1 held-out pair, 2 seeds"
 
 

@@ -40,7 +40,12 @@ def test_only_the_registered_run_has_power(notebook):
     judged = registration.judged(claims, registration.profile, list(registration.seeds))
     assert [c.power for c in judged] == [min(registration.claims[c.id]["power"].values()) for c in claims]
     for profile, seeds in (("default", registration.seeds), (registration.profile, registration.seeds[:-1])):
-        assert all(claim.power is None for claim in registration.judged(claims, profile, seeds))
+        others = registration.judged(claims, profile, seeds)
+        assert {claim.power for claim in others} == {None}
+        assert {claim.verdict for claim in others} == {f"inconclusive on {len(seeds)} seeds"}
+    assert registration.judged(claims, "default", [7])[0].verdict == "inconclusive on 1 seed"
+    withheld = Claim("D7", "", "", 0.1, None, "none: 48 prompts, 50 needed")
+    assert registration.judged([withheld], "default", [7]) == [withheld]
 
 
 def test_committed_results_were_judged_by_what_was_registered_before(notebook):

@@ -101,7 +101,9 @@ def counted(counts: Mapping[str, int]) -> str:
 
 
 def _as_text(value: Any) -> str:
-    if isinstance(value, (str, int, Interval)):
+    if isinstance(value, Interval):
+        return str(value) if np.isfinite(value.low) else f"{value.value:+.3f}"  # one seed says nothing of others
+    if isinstance(value, (str, int)):
         return str(value)
     return f"{value:.3f}" if value is not None and np.isfinite(value) else ""
 

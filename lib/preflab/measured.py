@@ -135,9 +135,14 @@ def g_by_layer(runs: Sequence[Measured]) -> dict[str, np.ndarray]:
     }
 
 
+def half_way(run: Measured) -> int:
+    """Which of the measured steps is the nearest to half of training."""
+    return int(np.abs(run.progress - 0.5).argmin())
+
+
 def weights_at(runs: Sequence[Measured]) -> dict[str, np.ndarray]:
-    """The weights of all runs at the first step, the middle one and the last."""
-    moments = {"at the start": 0, "half-way": len(runs[0].steps) // 2, "at the end": -1}
+    """The weights of all runs at the first step, half-way through training and at the last step: (runs * n,) each."""
+    moments = {"at the start": 0, "half-way": half_way(runs[0]), "at the end": -1}
     return {moment: np.concatenate([x.weights[i] for x in runs]) for moment, i in moments.items()}
 
 

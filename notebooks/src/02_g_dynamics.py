@@ -465,14 +465,13 @@ run.figure("weights", plots.weight_distributions(distributions))
 #
 # ## Token by token
 #
-# This is what only the forward-mode pass can show: the pull $-c\,s$ of every token, at the middle checkpoint. (Checkpoints lie
-# evenly in the logarithm of updates, so that is early in training.) Blue tokens
+# This is what only the forward-mode pass can show: the pull $-c\,s$ of every token, half-way through training. Blue tokens
 # pull the model towards its final responses, red ones push it away.
 
 # %%
 labels = {"dpo": ("DPO chosen  ", "DPO rejected"), "ppo": ("PPO sample  ",)}
-half_way = {method: some[0].tokens[len(some[0].steps) // 2] for method, some in along.items()}  # of the first seed
-picture = [row for method, rows_ in half_way.items() for row in measured.pulls(rows_, labels[method])]
+tokens = {method: some[0].tokens[measured.half_way(some[0])] for method, some in along.items()}  # of the first seed
+picture = [row for method, rows_ in tokens.items() for row in measured.pulls(rows_, labels[method])]
 run.figure("tokens", plots.token_picture(picture)) if P.show_texts else "texts are not shown"
 
 # %% [markdown]

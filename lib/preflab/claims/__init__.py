@@ -11,6 +11,7 @@ from preflab.statistics import Interval, mean_interval
 
 T = TypeVar("T")  # what a simulation takes for the truth
 REPRODUCED, NOT_REPRODUCED, INCONCLUSIVE = "reproduced", "not reproduced", "inconclusive"
+WITHHELD = "none: "  # how the words in the place of a verdict begin
 SMALLER = "smaller than counts"  # the effect is there, and not as large as the rule asks for
 EFFECT = 0.025  # of a label probability: the smallest that counts, more than rounds to two points
 FEWEST = 50  # held-out pairs or prompts: from fewer, a share is known to 14 points at best, and no verdict is given
@@ -68,7 +69,7 @@ def withheld(claims: Sequence[Claim], judged_on: int, what: str) -> list[Claim]:
     """The claims; without verdicts if they rest on fewer than FEWEST held-out pairs or prompts (`what`)."""
     if judged_on >= FEWEST:
         return list(claims)
-    return [replace(claim, verdict=f"none: {judged_on} {what}, {FEWEST} needed") for claim in claims]
+    return [replace(claim, verdict=f"{WITHHELD}{judged_on} {what}, {FEWEST} needed") for claim in claims]
 
 
 def table(claims: Sequence[Claim]) -> pd.DataFrame:

@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from preflab.claims import Claim
+from preflab.claims import WITHHELD, Claim
 
 FOLDER = Path(__file__).parent / "registered"
 
@@ -34,9 +34,11 @@ class Registration:
         return profile == self.profile and tuple(seeds) == self.seeds
 
     def judged(self, claims: Sequence[Claim], profile: str, seeds: Sequence[int]) -> list[Claim]:
-        """The claims with the power of their rules; without it if the run is not the registered one."""
+        """The claims with the power of their rules. If the run is not the registered one, they have none, and the
+        verdict says on how few seeds it rests."""
         if not self.covers(profile, seeds):
-            return list(claims)
+            few = f" on {len(seeds)} seed" + "s" * (len(seeds) > 1)
+            return [c if c.verdict.startswith(WITHHELD) else replace(c, verdict=c.verdict + few) for c in claims]
         return [replace(claim, power=min(self.claims[claim.id]["power"].values())) for claim in claims]
 
     def table(self) -> pd.DataFrame:

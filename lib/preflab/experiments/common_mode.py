@@ -138,9 +138,9 @@ class CommonMode(Dynamics):
     def bars_of_finals(self, training: Training, moment: str, runs: Sequence[Iterable[Split]]):
         """The same for other D': on the policy's own samples, and on sharper ones."""
         step, names = self.moments(training)[moment], [name for name, _ in self.finals(training)]
-        labels = [name.replace(" ", "\n", 1) for name in names]
+        labels = [name.replace("temperature", "T").replace(", ", ",\n").replace("prompts of ", "on ") for name in names]
         return {
-            f"D', samples at {source}": (labels, panel(runs, [(step, source, name) for name in names]))
+            f"samples at {source}": (labels, panel(runs, [(step, source, name) for name in names]))
             for source in (OWN, self.names().sharper)
         }
 

@@ -32,6 +32,9 @@ def forest(rows: Mapping[str, tuple], labels: Sequence[str]) -> Figure:
     return figure
 
 
+WIDE = 10  # nats: where log-probs fall further, the scale is linear up to here and logarithmic beyond
+
+
 def log_prob_paths(panels: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]]) -> Figure:
     """Change of the held-out pairs' log-probs since the SFT model: panels[name] = (progress, chosen, rejected),
     each (seeds, steps). Both falling is likelihood displacement."""
@@ -43,9 +46,12 @@ def log_prob_paths(panels: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray
                 axis.plot(x, seed, line, color=colour, lw=0.5, alpha=0.5)
             axis.plot(x, curves.mean(0), line, color=colour, lw=1.8, label=label)
         axis.set_title(name, loc="left", size=9)
-    axes.flat[0].set_yscale("symlog", linthresh=10)
-    axes.flat[0].yaxis.set_major_formatter(lambda value, _: f"{value:g}".replace("-", "−"))
-    _finished(figure, axes, "change of log π(y|x), nats (linear to ±10)")
+    label = "change of log π(y|x), nats"
+    if max(np.abs(curves).max() for _, *both in panels.values() for curves in both) > WIDE:
+        axes.flat[0].set_yscale("symlog", linthresh=WIDE)
+        axes.flat[0].yaxis.set_major_formatter(lambda value, _: f"{value:g}".replace("-", "−"))
+        label += f" (linear to ±{WIDE})"
+    _finished(figure, axes, label)
     return figure
 
 
@@ -79,8 +85,10 @@ def gaps(rows: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
         axis.plot([held_out.mean(), train.mean()], [y, y], color="0.7", lw=2, zorder=0)
         axis.plot(train, [y] * len(train), ".", color=BLUE, ms=4, alpha=0.6)
         axis.plot(held_out, [y] * len(held_out), "x", color=RED, ms=4, alpha=0.6)
-        axis.plot(train.mean(), y, "o", color=BLUE, label="training pairs" if y == 0 else None)
-        axis.plot(held_out.mean(), y, "s", color=RED, mfc="white", label="held-out pairs" if y == 0 else None)
+        axis.plot(train.mean(), y, "o", color=BLUE, label="training pairs (small: seeds)" if y == 0 else None)
+        axis.plot(
+            held_out.mean(), y, "s", color=RED, mfc="white", label="held-out pairs (small: seeds)" if y == 0 else None
+        )
     axis.set_yticks(range(len(rows)), rows)
     axis.invert_yaxis()
     axis.legend(frameon=False, ncols=2, loc="lower left", bbox_to_anchor=(0, 1), fontsize=9)

@@ -24,6 +24,7 @@ def by_knob(rows: Mapping[str, Mapping[str, tuple[Sequence[str], Panel]]]) -> Fi
     knob. Bars are means over seeds and start at 0, those of one sign on top of each other; dots are C of each seed.
     """
     columns = list(dict.fromkeys(knob for row in rows.values() for knob in row))
+    most = max(len(labels) for row in rows.values() for labels, _ in row.values())
     shape = {"figsize": (2.9 * len(columns) + 0.6, 3.0 * len(rows) + 0.5), "sharey": "row", "squeeze": False}
     figure, axes = plt.subplots(len(rows), len(columns), layout="constrained", **shape)
     for line, (method, row) in zip(axes, rows.items(), strict=True):
@@ -33,6 +34,8 @@ def by_knob(rows: Mapping[str, Mapping[str, tuple[Sequence[str], Panel]]]) -> Fi
                 continue
             labels, panel = row[knob]
             _bars(axis, labels, panel)
+            axis.set_xlim(-0.6, most - 0.4)  # bars of one width everywhere
+            axis.margins(y=0.1)
             axis.set_title(f"{TITLES[method]}: {knob}", loc="left", size=10)
         line[0].set_ylabel("C = (G of positive − G of negative) / 2", size=8.5)
     handles, words = axes[0, 0].get_legend_handles_labels()

@@ -71,7 +71,7 @@ def every_update(curves: Mapping[str, np.ndarray], noise: Mapping[str, np.ndarra
         axis.set_title(optimiser, loc="left", size=10)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.set_xlabel("update")
-    axes[0, 0].set_ylabel("change of NLL(D′), nats")
+    axes[0, 0].set_ylabel("change of NLL(D′) at the full rate, nats")
     return figure
 
 

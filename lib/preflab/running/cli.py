@@ -285,7 +285,7 @@ def _print_claims(folders: list[Path]) -> None:
         typer.echo(folder)
         for claim in notebooks.read_claims(folder):
             number = measured(claim["value"], claim["interval"])
-            typer.echo(f"  {claim['id']:<5}{claim['verdict']:<16} {number:<28}{claim['statement']}")
+            typer.echo(f"  {claim['id']:<5}{claim['verdict']:<25} {number:<28}{claim['statement']}")
 
 
 if __name__ == "__main__":
