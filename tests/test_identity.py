@@ -677,14 +677,18 @@ def test_notebooks_02_03_and_04_share_their_plain_runs():
 
 
 def test_the_full_profile_shares_its_plain_runs():
-    """What was trained in notebook 03 is not trained in 04."""
-    p3, p4 = (
-        resolve(NOTEBOOKS[name], read_yaml(project_root() / "params" / "full" / f"{name}.yaml"), name)
-        for name in list(OF)[1:]
+    """What was trained in notebook 02 is not trained in 03, 04, 08 and 09."""
+    folder = project_root() / "params" / "full"
+    names = (*OF, "08_optimisers", "09_common_mode")
+    sources = (project_root() / "notebooks" / "src" / f"{name}.py" for name in names)
+    p2, p3, p4, p8, p9 = (
+        resolve(file, read_yaml(folder / f"{name}.yaml"), name) for file, name in zip(sources, names, strict=True)
     )
+    of_dpo, of_ppo = (identity(plain(p2)[method, 0]) for method in ("dpo", "ppo"))
+    assert [identity(plain(p)["dpo", 0]) for p in (p3, p9)] == [of_dpo] * 2 and identity(p8.adam(0)) == of_dpo
+    assert [identity(plain(p)["ppo", 0]) for p in (p3, p9)] == [of_ppo] * 2
     dpo, ppo = ({identity(run.training) for run in p4.plain_candidates()[name].runs} for name in ("DPO", "PPO"))
-    assert identity(plain(p3)["dpo", 0]) in dpo
-    assert identity(plain(p3)["ppo", 0]) in ppo
+    assert of_dpo in dpo and of_ppo in ppo
 
 
 # --- what every parameter of a notebook decides ---------------------------------------------------

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from preflab.experiments.dynamics import Dynamics
 from preflab.experiments.experiment import Experiment
 from preflab.methods.dpo import DPO
+from preflab.models import Lora
 from preflab.settings import Positive, Seed, Source
 from preflab.stages.answers import AnswersStage
 from preflab.stages.base import BaseSettings
@@ -31,6 +32,7 @@ class Optimisers(Experiment):
     tuning_seeds: Annotated[list[Seed], Field(min_length=1)]
     sgd_rates: Annotated[list[Positive], Field(min_length=1)]
     base: BaseSettings = OF_DYNAMICS["base"].default
+    lora: Lora = OF_DYNAMICS["lora"].default
     dpo: DPO = DPO()
     pair_training: PairTraining = OF_DYNAMICS["pair_training"].default
     measurement: StepMeasurement = StepMeasurement()
