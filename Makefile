@@ -6,7 +6,7 @@ VENV := .venv
 STAMP := $(VENV)/.stamp
 BIN := $(VENV)/bin
 NAMES := $(basename $(notdir $(wildcard notebooks/src/*.py)))
-BESIDE := $(patsubst %,tests/test_%.py,notebooks cli identity)  # the half of `make test` that takes as long as the rest
+BESIDE := $(patsubst %,tests/test_%.py,notebooks cli identity bad_input cache)  # the half of `make test` that takes as long as the rest
 TRAINING := $(filter-out 90_benchmarks,$(NAMES))
 
 .DEFAULT_GOAL := help

@@ -402,7 +402,7 @@ def verdicts():
 
 @pytest.mark.parametrize(
     ("rate", "prompts", "expected"),
-    [(0.6, 400, REPRODUCED), (0.4, 400, NOT_REPRODUCED), (0.5, 400, NOT_REPRODUCED), (0.55, 20, INCONCLUSIVE)],
+    [(0.6, 400, REPRODUCED), (0.4, 400, NOT_REPRODUCED), (0.5, 4000, NOT_REPRODUCED), (0.55, 20, INCONCLUSIVE)],
 )
 def test_d10(rate, prompts, expected, verdicts):
     assert verdicts(prompts, cDPO=rate, cPPO=0.9)["D10"] == expected

@@ -280,7 +280,7 @@ def test_the_runs_of_plain_descent_differ_in_the_step_alone():
     assert sgd.loop == replace(adam.loop, learning_rate=0.3)
     for part in ("base", "pairs", "seed", "lora", "method", "order"):
         assert getattr(sgd, part) == getattr(adam, part)
-    assert [job.label for job in p.tuning_jobs()][:2] == ["Adam, seed 100", "SGD at 0.03, seed 100"]
+    assert [job.label for job in p.tuning_jobs()][:2] == ["Adam, seed 100", "SGD at 0.01, seed 100"]
     assert p.taken_apart(adam).steps == (0, 1, 3, 12, 39)
 
 
