@@ -5,13 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from preflab.claims import INCONCLUSIVE, NOT_REPRODUCED, REPRODUCED
+from preflab.claims import INCONCLUSIVE, NOT_REPRODUCED, REPRODUCED, share_of_verdict
 from preflab.claims.dynamics import (
     Curves,
     Truth,
     dpo_stays_positive,
     dynamics_claims,
-    power,
     ppo_near_zero,
     roles_cross,
     roles_fixed,
@@ -170,6 +169,11 @@ def spread(runs, measurement):
     """All standard deviations over runs alike, and all of a measurement."""
     over_runs = dict.fromkeys(("whole", "dominance", "dominance_third", "tertile"), runs)
     return over_runs | {"measurement": measurement, "tertile_measurement": measurement, "weight": 0.02}
+
+
+def power(rule, truth, verdict, spread, seeds, runs):
+    """The share of simulated experiments in which the rule gives the verdict."""
+    return share_of_verdict(lambda rng: rule(simulated(truth, spread, seeds, rng)), verdict, runs)
 
 
 NOTHING = Truth((0.0, 0.0, 0.0), (0.0, 0.0, 0.0), top=1.0, bottom=1.0, shrinkage=1.0)

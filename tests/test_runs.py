@@ -57,13 +57,17 @@ def smoke(tmp_path_factory):
     return root
 
 
-@pytest.mark.parametrize("name", TRAINING[2:])
+OWN = {"01_sequential_settings": (3, 4), "02_g_dynamics": (0, 1)}  # of the checked cells: show their settings, or sizes
+
+
+@pytest.mark.parametrize("name", TRAINING)
 def test_what_hangs_on_no_parameter_is_printed_as_committed(name, smoke):
-    """Cells tagged nbval-check-output. Those of 01 and 02 show their own settings and pairs: nbval executes them with
-    their own parameters (test_notebooks.py)."""
+    """Cells tagged nbval-check-output, all but a few. nbval executes whole notebooks: test_notebooks.py."""
     files = ROOT / "notebooks" / f"{name}.ipynb", smoke / "results" / "smoke" / name / "notebook.ipynb"
     committed, found = (checked(nbformat.read(file, as_version=4)) for file in files)
-    assert committed and found == committed
+    assert [source for source, _ in found] == [source for source, _ in committed]
+    same = [i for i in range(len(committed)) if i not in OWN.get(name, ())]
+    assert same and [found[i] for i in same] == [committed[i] for i in same]
 
 
 def checked(notebook: nbformat.NotebookNode) -> list[tuple[str, str]]:

@@ -101,9 +101,7 @@ def counted(counts: Mapping[str, int]) -> str:
 
 
 def _as_text(value: Any) -> str:
-    if isinstance(value, Interval):
-        return str(value) if np.isfinite(value.low) else f"{value.value:+.3f}"  # one seed says nothing of others
-    if isinstance(value, (str, int)):
+    if isinstance(value, (str, int, Interval)):
         return str(value)
     return f"{value:.3f}" if value is not None and np.isfinite(value) else ""
 

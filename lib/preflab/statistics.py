@@ -22,6 +22,8 @@ class Interval:
         return -bound <= self.low and self.high <= bound
 
     def __str__(self) -> str:
+        if np.isnan(self.low) and np.isnan(self.high):  # one seed says nothing of others
+            return f"{self.value:+.3f}"
         return f"{self.value:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
 
 

@@ -352,7 +352,7 @@ run.figure("training", plots.training_curves(logged(histories, oracle=bool(P.uti
 # **Read it.** Thin lines are seeds. DPO's loss begins at $\ln 2$, and its accuracy at 0, since a margin of 0 does not count as
 # right. In the default run the reward of PPO rises to the end, and the oracle's utility stays flat: PPO learns what the reward gets
 # wrong, too. This run is small, and it misses three gates: training is soon over, $G$ is precise at no checkpoint, and some answers
-# are broken. So read its curves as a demonstration. The `full` run meets them.
+# are broken. So read its curves as a demonstration. The `full` run met them on its tuning seeds.
 #
 # ## G along training
 #

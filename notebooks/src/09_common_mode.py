@@ -217,7 +217,8 @@ pd.DataFrame(moments).T.rename_axis(columns="updates of each policy")
 #
 # Bars are the sources of $C$, and their sum is $C$. Below each bar stands the setting, and the distance $\mathrm{KL}(q\,\|\,\pi)$ in nats a
 # token. The probabilities of a generator are not known; there the number says how much more its words surprise the policy than the
-# policy's own do (with a sign). A generator's shift says how much more often it says the right thing; 0 are the pairs of the data. Diamonds are what the samples part is expected to be from the distributions alone. Dots are seeds. First
+# policy's own do (with a sign). A generator's shift says how much more often it says the right thing; 0 are the pairs of the data.
+# Diamonds are what the samples part is expected to be from the distributions alone. Dots are seeds. First
 # the policy half-way:
 
 # %%
@@ -264,7 +265,8 @@ as_table(signs, {"seeds": len(P.seeds)})
 # %% [markdown]
 # **Read it.** In the default run PPO at temperature 0.5 has $G_+>0>G_-$ on both seeds: the pattern of the paper's Figure 2b. On the
 # same policies, with the same reward, the parts are small beside that at temperature 1, and the two seeds differ in sign. At 1.3 one of
-# them has the pattern turned round. So the pattern alone says nothing of good and bad responses. Whoever reports it has to say how the samples were drawn. (We do not know how
+# them has the pattern turned round. So the pattern alone says nothing of good and bad responses. Whoever reports it has to say how the
+# samples were drawn. (We do not know how
 # the paper drew its samples.)
 #
 # ## Against the distance

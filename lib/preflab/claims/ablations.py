@@ -22,9 +22,7 @@ from preflab.rules import EqualWeights, Rule, Until, WhileSign, WithoutNegative
 from preflab.statistics import seed_interval
 
 GAP = 0.05  # of accuracy: how much wider a gap must be to count
-FADED = (
-    0.5  # of its weight at the start: a weight that stays above regularises little, and taking it away tells nothing
-)
+FADED = 0.5  # of a weight at the start: one that stays above regularises little, and taking it away tells nothing
 ACTED = 0.1  # of the updates: a rule that follows G and acts less often says nothing of what it takes away
 
 
@@ -37,9 +35,7 @@ class Ablation:
     repeats: int  # how often every pair is seen, compared with the other rows
     chances: np.ndarray  # (seeds, prompts) label probability against the plain method of the same seed
     gap: np.ndarray  # (seeds,) how far the gap is wider: accuracy of DPO margins on training less on held-out pairs
-    faded: (
-        np.ndarray
-    )  # (seeds,) what is left at the end of the plain method's mean weight, a share of that at the start
+    faded: np.ndarray  # (seeds,) the plain method's mean weight at the end, a share of that at the start
     acted: np.ndarray  # (seeds,) share of updates at which the rule took something away
 
 

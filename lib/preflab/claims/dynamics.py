@@ -4,12 +4,12 @@ Every rule divides by what the parts amount to, |G+| + |G-|. So all numbers lie 
 be compared. `registered/02_g_dynamics.yaml` holds the effects and the power.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from preflab.claims import Claim, corrected, decide, powers_of, share_of_verdict
+from preflab.claims import Claim, corrected, decide, powers_of
 from preflab.statistics import Interval, seed_interval
 
 SMALL = 0.15  # |G| as a share of what its two parts amount to: "near zero", half of the effect that counts
@@ -211,18 +211,6 @@ def simulated(truth: Truth, spread: Mapping[str, float], seeds: int, rng: np.ran
     ]
     weight = np.stack([np.ones(seeds), truth.shrinkage + spread["weight"] * rng.normal(size=seeds)], axis=1)
     return Curves(positive + negative, positive, negative, *tertiles, weight)
-
-
-def power(
-    rule: Callable[[Curves], Claim],
-    truth: Truth,
-    verdict: str,
-    spread: Mapping[str, float],
-    seeds: int,
-    runs: int = 1000,
-) -> float:
-    """The share of simulated experiments in which the rule gives the verdict."""
-    return share_of_verdict(lambda rng: rule(simulated(truth, spread, seeds, rng)), verdict, runs)
 
 
 def _throughout(positive: float, negative: float, **other: float) -> Truth:

@@ -15,6 +15,7 @@ import pandas as pd
 import yaml
 
 from preflab.claims import WITHHELD, Claim
+from preflab.judging import counted
 
 FOLDER = Path(__file__).parent / "registered"
 
@@ -37,8 +38,10 @@ class Registration:
         """The claims with the power of their rules. If the run is not the registered one, they have none, and the
         verdict says on how few seeds it rests."""
         if not self.covers(profile, seeds):
-            few = f" on {len(seeds)} seed" + "s" * (len(seeds) > 1)
-            return [c if c.verdict.startswith(WITHHELD) else replace(c, verdict=c.verdict + few) for c in claims]
+            few = counted({"seeds": len(seeds)})
+            return [
+                c if c.verdict.startswith(WITHHELD) else replace(c, verdict=f"{c.verdict} on {few}") for c in claims
+            ]
         return [replace(claim, power=min(self.claims[claim.id]["power"].values())) for claim in claims]
 
     def table(self) -> pd.DataFrame:

@@ -1,5 +1,6 @@
 """Notebook 03: rows that take a component away, beside the plain methods."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Self
@@ -112,8 +113,9 @@ class Ablations(Variants):
         rows = list(self.variants.values())
         for name, row in self.variants.items():
             self.check_row(name, row)
+        plain = Counter(self.kind_of(row) for row in rows if row.rule == "plain")
         for row in rows:
-            if sum(self.kind_of(row) == self.kind_of(other) and other.rule == "plain" for other in rows) != 1:
+            if plain[self.kind_of(row)] != 1:
                 wanted = f"method {row.method!r} with rule 'plain', repeats {row.repeats} and the same arguments"
                 raise ValueError(f"variants: expected one of {wanted}, to compare with")
         if (asked := self.outcome.path_prompts) > (finals := self.measurement.finals):

@@ -62,19 +62,16 @@ class AnswersStage(Stage):
                 sample(model, tokenizer, prompts, max_new_tokens=self.max_new_tokens, temperature=t, seed=1)
                 for t in (self.temperature, 1.0)
             )
-            log_probs = self._log_probs(model, sampled).tolist()
+            log_probs = response_log_probs(model, sampled, self.base, self.batch).tolist()
         kept = {
             "final": final,
             "final_texts": decode(tokenizer, final),
             "sampled": sampled,
             "sampled_texts": decode(tokenizer, sampled),
             "log_probs": log_probs,
-            "reference_log_probs": self._log_probs(base, sampled).tolist(),
+            "reference_log_probs": response_log_probs(base, sampled, self.base, self.batch).tolist(),
         }
         (folder / "answers.json").write_text(json.dumps(kept))
-
-    def _log_probs(self, model: PreTrainedModel, samples: list[Sample]) -> torch.Tensor:
-        return response_log_probs(model, samples, self.base.tokenizer().pad_token_id, self.batch)
 
     def load(self) -> Answers:
         kept = json.loads((self.folder / "answers.json").read_text())
@@ -105,8 +102,10 @@ class Texts(Stage):
 
 
 @torch.no_grad()
-def response_log_probs(model: PreTrainedModel, samples: list[Sample], pad_token_id: int, size: int) -> torch.Tensor:
-    """log pi(y|x) of each response, `size` of them a pass: (n,), in float64 on the CPU."""
+def response_log_probs(model: PreTrainedModel, samples: list[Sample], base: Base, size: int) -> torch.Tensor:
+    """log pi(y|x) of each response under a model that speaks as `base`, `size` of them a pass: (n,), in float64 on the
+    CPU."""
+    pad_token_id = base.tokenizer().pad_token_id
     parts = [samples[i : i + size] for i in range(0, len(samples), size)]
     found = [token_log_probs(model, collate_responses(part, pad_token_id, model.device)).sum(1) for part in parts]
     return precise(torch.cat(found)).cpu()

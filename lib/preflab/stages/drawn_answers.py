@@ -85,12 +85,9 @@ class DrawnAnswers(Stage):
         return {
             "responses": pad_sequence(ids, batch_first=True),
             "lengths": torch.tensor([len(response) for response in ids], dtype=torch.int32),
-            "log_probs": self._log_probs(policy, drawn),
-            "reference_log_probs": self._log_probs(self.base.load(), drawn),
+            "log_probs": response_log_probs(policy, drawn, self.base, self.batch),
+            "reference_log_probs": response_log_probs(self.base.load(), drawn, self.base, self.batch),
         }
-
-    def _log_probs(self, model: PreTrainedModel, samples: list[Sample]) -> torch.Tensor:
-        return response_log_probs(model, samples, self.base.tokenizer().pad_token_id, self.batch)
 
     def load(self) -> list[Drawn]:
         """One for each policy, in the order of training."""
