@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy.stats import t as student
 
 from preflab import claims
 from preflab.claims import (
@@ -103,6 +104,22 @@ def test_d5_is_the_least_share_of_both_parts_with_their_signs():
     """The least of six: positive learning in the second third, 0 of 1 and -1 of 2."""
     c = curves(positive=[[1, 0, 0.5], [2, -1, 1]], negative=[[-0.5, -1, -1], [-1, -1, 0]])
     assert found(dynamics.roles_fixed(c)) == pytest.approx(cut(over_two(0, -1 / 2), 1))
+
+
+def test_d5_asks_its_opposite_at_a_level_for_six():
+    """One share that is below 0 at the level for six, and at that for seven not: Student's t lies between the two."""
+    ends = [student.ppf(1 - 0.05 / n / 2, 9) / np.sqrt(10) for n in (6, 7)]
+    x = np.linspace(-1, 1, 10)
+    x = 0.1 * (x / x.std(ddof=1) - np.mean(ends))
+    part = np.repeat(x[:, None], 6, axis=1)
+    c = curves(positive=part, negative=np.abs(part) - 1)
+    assert dynamics.roles_fixed(c).verdict == NOT_REPRODUCED
+
+
+def test_what_counts_in_04_is_what_its_registration_says():
+    """0.025 for one comparison of D10 and D12, 0.05 against D11, and nothing otherwise."""
+    assert coordination.TRUE == {"D10": 0.025, "D11": 0.0, "D12": 0.025}
+    assert coordination.FALSE == {"D10": 0.0, "D11": 0.05, "D12": 0.0}
 
 
 WINS = np.array([[1, 0, 0.5, 0], [0, 0, 1, 0.5]])

@@ -37,6 +37,7 @@ from preflab.running.reading import parse_yaml, resolve
 from preflab.stages.drawn import Earlier, Generator, Own, PairsDrawer, SamplesDrawer
 from preflab.stages.probe import PairsProbe
 from preflab.stages.stage import keep_in
+from preflab.statistics import seed_interval
 from preflab.training.rollout import collect, reference_of
 
 LOGITS = torch.tensor([1.0, 0.3, -0.2, 0.9, -2.0], dtype=torch.float64)  # of a policy over five responses
@@ -228,6 +229,19 @@ def test_error_is_that_of_a_mean_over_units_and_half_the_difference_of_the_halve
     assert split.error("samples") == pytest.approx(np.hypot(np.std([0.5, 1.5, 2.5, 3.5], ddof=1) / 2, 0.5))
 
 
+def test_a_panel_has_the_interval_of_c_over_runs():
+    def run(size):
+        units = np.zeros((2, 4, 3))
+        units[:, :2] = [[size], [-size / 2]]  # of positive and negative learning, the same in every unit
+        return [Split(0, "x", "greedy", 0.0, 0.0, 0.0, units)]
+
+    runs = [run(size) for size in (1.0, 2.0, 4.0)]
+    found = panel(runs, [(0, "x", "greedy")])
+    expected = seed_interval(found["C"][:, 0])
+    assert found["C"][:, 0].tolist() == [run[0].value("C") for run in runs]
+    assert [found["low"][0], found["high"][0]] == [expected.low, expected.high] and expected.low < expected.high
+
+
 # --- the stage
 
 NOTEBOOK = project_root() / "notebooks" / "src" / "09_common_mode.py"
@@ -327,6 +341,11 @@ def test_policies_and_samplers_are_those_of_the_plan():
         by_knob = p.sources_by_knob(training, moments["end"])
         assert by_knob["staleness"][0] == Earlier(0) and by_knob["staleness"][-1] == Own()
         assert [type(s) for s in by_knob.get("generator", [])[:1]] == [Generator] * (method == "dpo")
+        by_moment = [p.sources_by_knob(training, moment).values() for moment in moments.values()]
+        measured = {str(s) for knobs in by_moment for some in knobs for s in some}
+        names = p.names()
+        asked = {names.sft} if method == "ppo" else {names.data}
+        assert {names.own, names.sharper, names.hotter, *asked} <= measured
     assert json.dumps(p.values(), default=str)
 
 

@@ -11,7 +11,7 @@ from preflab import alignment
 from preflab.errors import BadInput
 from preflab.experiments.variants import Variant
 from preflab.likelihood import collate, collate_responses, pair_log_probs, token_log_probs
-from preflab.measured import COMPONENTS, common_mode, per_weight
+from preflab.measured import COMPONENTS, PARTS, common_mode, per_weight
 from preflab.paths import project_root
 from preflab.rewards import oracle_reward
 from preflab.running.cache import Cache
@@ -223,6 +223,9 @@ def test_ppo_is_measured_on_whitened_advantages_of_its_own_samples():
         assert np.mean(weights**2) == pytest.approx(1, rel=1e-3)
     tokens = measured.tokens[0]
     assert len(tokens) == 2 and all(len(row["tokens"]) == len(row["c"]) == len(row["pull"]) for row in tokens)
+    for shown, of_unit in zip(measured.tokens, measured.contributions, strict=True):  # a unit is one response here
+        pulls = [sum(row["pull"]) for row in shown]
+        assert pulls == pytest.approx(of_unit[:, PARTS.index("trained"), :2].mean(0), rel=1e-4, abs=1e-6)
 
 
 def test_predictions_are_of_the_real_step():

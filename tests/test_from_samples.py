@@ -395,6 +395,19 @@ def test_stopped_and_started_again_it_ends_with_the_same_bits(own_trunk, setup, 
         assert torch.equal(p, trained_parameters(*through[:2])[name]), name
 
 
+def test_every_iteration_is_told_and_a_state_is_kept_between_two_of_them(setup, tokenizer, tmp_path, monkeypatch):
+    told, kept = [], []
+    monkeypatch.setattr(from_samples, "save_checkpoint", lambda *given: kept.append(len(told)))
+    settings = replace(SETTINGS, iterations=5, checkpoint_every=2)
+    options = {"checkpoint": tmp_path / "state.safetensors", "on_step": lambda *given: told.append(given)}
+    history = train(setup(), tokenizer, settings, **options)
+    assert [(step, log) for step, _, log in told] == [*enumerate(history, 1)]
+    assert kept == [2, 4]
+    told.clear(), kept.clear()
+    train(setup(), tokenizer, replace(settings, iterations=4), **options)
+    assert kept == [2]  # none at the end, which is kept anyway
+
+
 def _train_and_save(setup, tokenizer, path):
     torch.set_num_threads(1)
     policy, values, *rest = setup()

@@ -149,6 +149,15 @@ def test_the_jackknife_tells_the_spread_over_other_pairs(rng):
     assert np.sqrt(np.mean(errors**2)) == pytest.approx(values.std(), rel=0.3)
 
 
+def test_the_jackknife_by_its_formula(rng):
+    """sqrt((n - 1) / n sum_i (x_i - mean)^2) of the cosines without part i of both, n = 4."""
+    products, _ = drawn(rng, 0.3, 0.15)
+    left = [np.delete(np.arange(8), [i, 4 + i]) for i in range(4)]
+    x = np.array([geometry.disattenuated(products[np.ix_(k, k)], slice(0, 3), slice(3, 6)) for k in left])
+    expected = np.sqrt(3 / 4 * ((x - x.mean()) ** 2).sum())
+    assert geometry.jackknife_error(products, ONE, OTHER) == pytest.approx(expected)
+
+
 def test_a_gradient_that_is_noise_alone_has_no_cosine():
     products = np.eye(8) - 0.1 * (1 - np.eye(8))
     assert np.isnan(geometry.disattenuated(products, ONE, OTHER))

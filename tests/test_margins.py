@@ -95,6 +95,7 @@ def test_shared_spread_is_what_seeds_share(rng):
     assert shared_spread(3 + planted + noise) == pytest.approx(0.5, abs=0.08)
     assert shared_spread(3 + noise) < 0.25 and np.std(3 + noise) > 1.9
     assert np.isnan(shared_spread(noise[:1]))
+    assert shared_spread(np.array([[0.0, 1, 5], [1.0, 2, 3]])) == pytest.approx(np.sqrt(5 / 2))  # by hand, two seeds
 
 
 LEFT_RIGHT = np.tile([1.0, -1.0], 100)

@@ -113,7 +113,9 @@ def test_tables_of_sequences():
     scores = forecast_scores(courses)
     assert len(scores) == 6 and np.isnan(scores["conflict: helpful → harmless", UNSCALED]["slope"])
     table = losses(courses)["conflict: helpful → harmless"]
-    assert table["measured"] == courses["conflict: helpful → harmless"][0].lost
+    (course,) = courses["conflict: helpful → harmless"]
+    assert list(table.values()) == [course.lost, course.summed, course.foretold, course.halves()[0]]
+    assert course.halves()[0] != course.halves()[1]
     found = opposition("x", courses["conflict: helpful → harmless"], [p.moves(p.runs()[0])])
     assert found.cosines.shape == (1, 2) and found.directions.shape == (3, 1)
 
@@ -175,6 +177,13 @@ def test_near_orthogonal(found, verdict):
 def test_opposition_is_not_the_driver(found, verdict, value):
     claim = mechanism_claims(found)[1]
     assert claim.verdict == verdict and claim.value == pytest.approx(value, abs=0.01, nan_ok=True)
+
+
+def test_exactly_one_half_is_neither_side():
+    lost = np.array([1.0, 1.5, 2.0])
+    same = replace(made(), lost=lost, foretold=lost / 2)
+    claim = mechanism_claims([same])[1]
+    assert claim.interval == (0.5, 0.5) and claim.verdict == INCONCLUSIVE
 
 
 def test_one_seed_decides_nothing():

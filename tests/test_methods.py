@@ -507,6 +507,15 @@ def test_every_method_on_samples_clips_as_ppo_does(name):
     assert clipped.tolist() == [[True, False, False, True, *[False] * 4]] and not c.requires_grad
 
 
+def test_a_ratio_that_lies_just_at_the_clip_is_not_clipped_yet():
+    log_probs = torch.tensor([[1.25, 0.75]], dtype=torch.float64).log()
+    advantages, mask = torch.tensor([[1.0, -1.0]], dtype=torch.float64), torch.ones(1, 2)
+    ratio = log_probs.exp()
+    method = replace(PPO(), clip=float(ratio[0, 0]) - 1)
+    _, _, clipped = method.clipped_weighting(log_probs, torch.zeros(1, 2), advantages, mask)
+    assert ratio[0, 0] == 1 + method.clip and not clipped[0, 0]
+
+
 def advantages(kind, scores, size, **own):
     """Of responses of one token that ended, on the reference."""
     one = torch.ones(len(scores), 1, dtype=scores.dtype)

@@ -22,6 +22,7 @@ from preflab.paths import project_root
 from preflab.rules import EqualWeights
 from preflab.running.cache import Cache
 from preflab.running.reading import resolve
+from preflab.stages import optimised
 from preflab.stages.answers import AnswersStage
 from preflab.stages.base import Base, BaseSettings
 from preflab.stages.data import PairSource, Prompts
@@ -210,6 +211,21 @@ def test_links_add_up_and_a_run_is_repeated_bit_for_bit():
         assert found.changes[list(STEPS)] == pytest.approx(found.rungs[:, -1])
         assert found.loss[0] == pytest.approx(np.log(2))
         assert found.loss == pytest.approx([log["loss"] for log in training.load()])
+
+
+def test_the_twins_error_is_a_share_of_the_steps_length(monkeypatch, tmp_path):
+    monkeypatch.setattr(optimised, "distance", lambda *_: 2.0)
+    stage = taken_apart(run_of(TrainingFromPairs))
+    stage.build(tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(type(stage), "folder", tmp_path)
+        found = stage.load()
+    assert found.twin_error == pytest.approx(2 / found.length)
+
+
+def test_changes_for_each_unit_of_the_rate():
+    found = taken_apart(run_of(TrainingFromPairs)).load()
+    assert found.factor.min() < 0.9 and found.per_rate * found.factor[:, None] == pytest.approx(found.changes)
 
 
 def test_the_first_update_has_no_momentum_and_is_as_long_as_signs_are():

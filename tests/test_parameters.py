@@ -5,7 +5,9 @@ import math
 import re
 from dataclasses import MISSING, asdict, fields, is_dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import nbformat
 import pytest
 
 from preflab.errors import BadInput
@@ -17,6 +19,7 @@ from preflab.methods import METHODS
 from preflab.models import Lora
 from preflab.rules import RULES, Until, WithoutNegative
 from preflab.running.reading import defaults, parse_yaml, read_yaml, resolve
+from preflab.running.run import Run
 from preflab.training.sft import SFTSettings
 
 SOURCES = Path(__file__).resolve().parents[1] / "notebooks" / "src"
@@ -44,6 +47,17 @@ def sections(kind):
 
 
 # --- defaults and sections ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_committed_notebooks_were_run_with_the_values_that_are_in_force(name, capsys):
+    """Every default of every section, as the notebook printed it."""
+    notebook = nbformat.read(SOURCES.parent / f"{name}.ipynb", as_version=4)
+    printed = [o.text for cell in notebook.cells for o in cell.get("outputs", []) if o.output_type == "stream"]
+    (committed,) = (text for text in printed if text.startswith("versions"))
+    Run.overview(SimpleNamespace(parameters=resolve(SOURCES / f"{name}.py", {}, "x"), device="cpu"))
+    found = capsys.readouterr().out
+    assert found.partition("\nnotebook ")[2] == committed.partition("\nnotebook ")[2] != ""
 
 
 NOT_SHOWN = {"05_mechanism": {"prompts", "stage2_reference"}}  # notebook 01's, which 05 holds at one value

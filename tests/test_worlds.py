@@ -204,6 +204,27 @@ def test_strength_is_the_bayes_accuracy_of_the_labels(world, objective):
     assert (gaps > 0).mean() == pytest.approx(declared, abs=4 * np.sqrt(declared * (1 - declared) / len(gaps)))
 
 
+NAMED = {  # correlation of utilities, disagreement; strengths; shares of hazardous prompts
+    "conflict": (-0.690, 0.820, (0.85, 0.85), (0.2, 0.8)),
+    "attributes": (0.380, 0.342, (0.85, 0.85), (0.1, 0.1)),
+    "safety": (-0.342, 0.659, (0.97, 0.75), (0.6, 0.6)),
+    "compatible": (0.831, 0.063, (0.85, 0.85), (0.1, 0.1)),
+    "guide-conflict": (-0.785, 0.778, (0.85, 0.85), (0.2, 0.8)),
+    "guide-attributes": (0.285, 0.422, (0.85, 0.85), (0.1, 0.1)),
+    "guide-safety": (-0.635, 0.721, (0.97, 0.75), (0.6, 0.6)),
+    "guide-compatible": (0.642, 0.235, (0.85, 0.85), (0.1, 0.1)),
+}
+
+
+@pytest.mark.parametrize("name", WORLDS)
+def test_named_worlds_are_those_that_results_were_measured_in(name):
+    relation, objectives = WORLDS[name].compatibility(), WORLDS[name].objectives
+    correlation, disagreement, strengths, hazards = NAMED[name]
+    assert relation["correlation"] == pytest.approx(correlation, abs=0.002)
+    assert relation["disagreement"] == pytest.approx(disagreement, abs=0.002)
+    assert tuple(o.strength for o in objectives) == strengths and tuple(o.hazard_share for o in objectives) == hazards
+
+
 @pytest.mark.parametrize("wanted", [-1.0, -0.6, 0.0, 0.6, 1.0])
 def test_compatibility_is_the_correlation_asked_for(wanted, rng):
     world = make_world(wanted, 0.8)

@@ -119,7 +119,7 @@ def objectives_of(source: str, revision: str | None = None) -> list[str]:
     return objectives_in(schema_of(tables), tables)
 
 
-def check_there(source: str, objective: str, revision: str | None = None, here_only: bool = False) -> None:
+def check_there(source: str, objective: str, revision: str | None, here_only: bool) -> None:
     """Raises BadInput, before hours of work, for what can be told without reading any rows.
 
     That is a path that is not there, an objective without a sub-folder and, unless `here_only`, a hub source that is
