@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import preflab
-from preflab.experiments.sequential import Setting
+from preflab.experiments.two_stages import Setting
 from preflab.hardware import Hardware
 from preflab.live import Live
 from preflab.methods import METHODS
@@ -34,10 +34,10 @@ from preflab.stages.answers import AnswersStage, Texts
 from preflab.stages.base import Base, BaseSettings
 from preflab.stages.common_mode import CommonMode
 from preflab.stages.course import GradientCourse
-from preflab.stages.data import Pairs, PairSource, Prompts
+from preflab.stages.data import Joined, Pairs, PairSource, Prompts, Relabelled
 from preflab.stages.drawn import Own
 from preflab.stages.drawn_answers import DrawnAnswers
-from preflab.stages.evaluation import Evaluation
+from preflab.stages.evaluation import Evaluation, ScoredAlong
 from preflab.stages.given import Dequantised
 from preflab.stages.optimised import OptimiserSteps, TrainingWithSGD
 from preflab.stages.probe import PairsProbe, SamplesProbe
@@ -45,7 +45,7 @@ from preflab.stages.reference import ReferenceLogProbs
 from preflab.stages.reward import RewardStage
 from preflab.stages.snapshots import Snapshots
 from preflab.stages.stage import Stage, keep_in
-from preflab.stages.training import TrainingFromPairs, TrainingFromSamples
+from preflab.stages.training import TrainingFromPairs, TrainingFromSamples, TrainingOnTop
 from preflab.training.from_pairs import PairTraining
 from preflab.training.from_samples import SampleTraining
 from preflab.training.reward import RewardSettings
@@ -164,6 +164,10 @@ STAGES = {
     "alignment of groups": aligned(from_samples(method("grpo")), (0, 4, 8)),
     "replayed alignment": aligned(from_samples(), (0, 4, 8), replay=True),
     "learnt": Learnt(from_pairs()),
+    "both at once": from_pairs(pairs=Joined((TRAIN, OTHER_TRAIN))),
+    "labels by a coin": from_pairs(pairs=Relabelled(TRAIN, 0)),
+    "on top": TrainingOnTop(**{name: getattr(STAGE2, name) for name in STAGE2.__dataclass_fields__}),
+    "scored along": ScoredAlong(Snapshots(from_pairs(), (0, 1)), TEST),
     "evaluation": Evaluation(BASE, STAGE2, (TEST, replace(PAIRS, objective="harmless").test_pairs), 2, 8),
     "course": GradientCourse(
         Snapshots(from_pairs(), (0, 1, 4)),
@@ -205,6 +209,7 @@ def test_every_kind_of_stage_and_every_method_and_rule_is_tried_here():
 CANNOT_DECIDE = {
     "preflab.stages.data": {  # data are read before: what these return is fingerprinted
         *("Pairs", "Pairs.rows", "PairSource", "PairSource.load", "PairSource.test_pairs"),
+        *("Joined", "Joined.rows", "Relabelled", "Relabelled.rows"),
         *("PairSource.utility", "PairSource.world", "world_of"),  # the objective's weights are in the fingerprint
     },
     "preflab.data.worlds.named": {"get_world"},
@@ -329,8 +334,8 @@ def test_what_a_gguf_becomes_a_folder_with_is_in_the_identity_of_the_base_on_it(
 
 def test_the_recording_sees_functions_classes_methods_and_closures():
     called = called_in(lambda: from_pairs().loop and Setting("a", "b", ("c", "c")).repeats)
-    assert ("preflab.experiments.sequential", "Setting.repeats") in called
-    assert {("preflab.stages.training", "TrainingFromPairs"), ("preflab.experiments.sequential", "Setting")} <= called
+    assert ("preflab.experiments.two_stages", "Setting.repeats") in called
+    assert {("preflab.stages.training", "TrainingFromPairs"), ("preflab.experiments.two_stages", "Setting")} <= called
 
 
 # --- every field counts ---------------------------------------------------------------------------
@@ -359,6 +364,8 @@ OTHER = {  # another value for what is None, free text, data, or bound to other 
     ("TrainingFromPairs", "live"): Live(2, 4, 8),
     ("TrainingFromPairs", "updates"): 2,
     ("TrainingFromPairs", "start"): from_pairs(DPO(beta=0.7)),
+    ("TrainingOnTop", "live"): Live(2, 4, 8),
+    ("TrainingOnTop", "updates"): 2,
     ("TrainingFromSamples", "live"): Live(2, 4, 8),
     ("AnswersStage", "training"): from_pairs(DPO(beta=0.7)),
     ("Evaluation", "training"): from_pairs(DPO(beta=0.7)),

@@ -18,7 +18,8 @@ from preflab.claims.sequential import depends_on_order
 from preflab.data.worlds import get_world
 from preflab.errors import BadInput
 from preflab.experiments.g_dynamics import logged
-from preflab.experiments.sequential import Sequence, Setting, accuracies, mean_utilities, numbered, said
+from preflab.experiments.sequential import Sequence, accuracies, mean_utilities, numbered, said
+from preflab.experiments.two_stages import Setting
 from preflab.figures import dynamics as plots_02
 from preflab.figures import sequential as plots_01
 from preflab.likelihood import collate, collate_responses

@@ -26,6 +26,7 @@ LIKELIHOODS = {
     "03_component_ablations": r"^/series/(log_probs|accuracy)/DPO",
     "04_coordinated_objectives": r"^/series/share/",
     "05_mechanism": r"^/(metrics/(outcomes|losses)|series/(steps|losses))",
+    "06_forgetting_map": r"^/series/fates/(gain|share)/",
     "08_optimisers": r"^/series/(nll|loss|length)/",
     "09_common_mode": r"^/series/panels/dpo/[^/]+/generator/(S|C|surprise)/\d+/[01]$",
     "90_benchmarks": r"^/metrics/g/one forward-mode pass",

@@ -164,6 +164,11 @@ def load_trained(
     return load_model(str(folder), device, dtype).requires_grad_(True)
 
 
+def merged(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
+    """The model without an adapter that says the same: the adapter becomes part of its base's weights, in place."""
+    return model.merge_and_unload() if isinstance(model, PeftModel) else model
+
+
 def unwrap(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
     """The base model again, the adapter removed without a trace."""
     return model.unload() if isinstance(model, PeftModel) else model

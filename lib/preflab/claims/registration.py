@@ -6,7 +6,7 @@ would be true if the claim were wrong (null), how large an effect counts, and wi
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,15 +34,18 @@ class Registration:
         """Whether a run is the one that was registered."""
         return profile == self.profile and tuple(seeds) == self.seeds
 
-    def judged(self, claims: Sequence[Claim], profile: str, seeds: Sequence[int]) -> list[Claim]:
+    def judged(
+        self, claims: Sequence[Claim], profile: str, seeds: Sequence[int], on: Mapping[str, int] | None = None
+    ) -> list[Claim]:
         """The claims with the power of their rules. If the run is not the registered one, they have none, and the
-        verdict says on how few seeds it rests."""
+        verdict says on how few seeds it rests; or `on` how many of what else."""
         if not self.covers(profile, seeds):
-            few = counted({"seeds": len(seeds)})
+            few = counted(on or {"seeds": len(seeds)})
             return [
                 c if c.verdict.startswith(WITHHELD) else replace(c, verdict=f"{c.verdict} on {few}") for c in claims
             ]
-        return [replace(claim, power=min(self.claims[claim.id]["power"].values())) for claim in claims]
+        powers = {name: min(of["power"].values()) for name, of in self.claims.items()}
+        return [replace(claim, power=powers.get(claim.id)) for claim in claims]
 
     def table(self) -> pd.DataFrame:
         """What was registered, a row for each claim."""

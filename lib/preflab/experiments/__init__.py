@@ -5,6 +5,7 @@ from preflab.experiments.benchmarks import Benchmarks
 from preflab.experiments.common_mode import CommonMode
 from preflab.experiments.coordination import Coordination
 from preflab.experiments.experiment import Parameters
+from preflab.experiments.forgetting import Forgetting
 from preflab.experiments.g_dynamics import GDynamics
 from preflab.experiments.mechanism import Mechanism
 from preflab.experiments.optimisers import Optimisers
@@ -16,6 +17,7 @@ EXPERIMENTS: dict[str, type[Parameters]] = {
     "03_component_ablations": Ablations,
     "04_coordinated_objectives": Coordination,
     "05_mechanism": Mechanism,
+    "06_forgetting_map": Forgetting,
     "08_optimisers": Optimisers,
     "09_common_mode": CommonMode,
     "90_benchmarks": Benchmarks,

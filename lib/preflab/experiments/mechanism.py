@@ -12,7 +12,8 @@ from preflab import adapters
 from preflab.adapters import Updates
 from preflab.alignment import parameters_of
 from preflab.claims.mechanism import Opposition
-from preflab.experiments.sequential import Path, Sequential, Setting
+from preflab.experiments.sequential import Sequential
+from preflab.experiments.two_stages import Path, Setting
 from preflab.forecast import mean_quality
 from preflab.geometry import known_mean
 from preflab.models import Lora, unwrap

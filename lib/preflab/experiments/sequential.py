@@ -1,4 +1,4 @@
-"""Paper S's protocol as parameters and stages: DPO on one objective, then on another; both are measured after each."""
+"""Paper S's protocol: DPO on one objective, then on another, in named settings; both are measured after each stage."""
 
 import json
 import re
@@ -12,66 +12,14 @@ from pydantic import Field, model_validator
 from preflab import rewards
 from preflab.claims.sequential import Cell
 from preflab.data.worlds import World
-from preflab.errors import BadInput, shown
-from preflab.experiments.experiment import Experiment
+from preflab.errors import shown
+from preflab.experiments.two_stages import Path, Setting, TwoStages
 from preflab.margins import STAGES, Outcome, accuracy, dpo_margin, outcome, policy_margin
-from preflab.methods.dpo import DPO
-from preflab.models import Lora
 from preflab.settings import SOURCE, Count
-from preflab.stages.data import Pairs, PairSource, world_of
 from preflab.stages.evaluation import Evaluated, Evaluation
 from preflab.stages.stage import Stage
-from preflab.stages.training import TrainingFromPairs
-from preflab.training.from_pairs import PairTraining
 
 SOURCE_PATTERN = re.compile(SOURCE)
-Path = tuple[str, ...]  # objectives trained so far: () is the base, ("helpful",) Stage 1
-
-
-@dataclass(frozen=True)
-class Setting:
-    """Two objectives, of one source or of two. They may be the same one: then Stage 2 has new pairs of it."""
-
-    name: str
-    sources: tuple[str, str]
-    objectives: tuple[str, str]
-
-    @classmethod
-    def of(cls, name: str, row: list[str]) -> "Setting":
-        """From [source, A, B], or [source, A, source, B]."""
-        source_a, a, *between, b = row
-        return cls(name, (source_a, *(between or [source_a])), (a, b))
-
-    def source_of(self, objective: str) -> str:
-        return self.sources[self.objectives.index(objective)]
-
-    @property
-    def world(self) -> World | None:
-        """The world that both objectives are of."""
-        return world_of(self.sources[0]) if self.sources[0] == self.sources[1] else None
-
-    @property
-    def orders(self) -> list[tuple[str, str]]:
-        """Both orders; one if the objectives are the same."""
-        return list(dict.fromkeys([self.objectives, self.objectives[::-1]]))
-
-    @property
-    def repeats(self) -> bool:
-        return self.objectives[0] == self.objectives[1]
-
-    @property
-    def relation(self) -> dict[str, float]:
-        """Correlation and disagreement of the two objectives; empty if they are not known."""
-        if self.repeats:
-            return {"correlation": 1.0, "disagreement": 0.0}
-        return self.world.compatibility() if self.world else {}
-
-    def described(self) -> dict[str, str | float]:
-        """What is known of a world's two objectives beforehand: their relation, and the strength of their labels."""
-        row: dict[str, str | float] = dict(self.relation)
-        for letter, name in zip("AB", self.objectives, strict=True):
-            row |= {letter: name, f"strength {letter}": self.world.objective(name).strength}
-        return row
 
 
 @dataclass(frozen=True)
@@ -133,19 +81,13 @@ class Sequence:
         return Cell(self.setting.name, *self.path, *self.first, relation, self.clusters)
 
 
-class Sequential(Experiment):
+class Sequential(TwoStages):
     """01_sequential_settings. A setting is [source, A, B] or [source, A, source, B], with objectives A and B."""
 
     settings: Annotated[dict[str, Annotated[list[str], Field(min_length=3, max_length=4)]], Field(min_length=1)]
     prompts: Count  # held-out prompts per objective that each stage answers
     stage2_reference: Literal["base", "stage1"]
     resamples: Annotated[Count, Field(ge=100)]  # draws behind the intervals of S2 and S4
-    dpo: DPO = DPO(beta=0.3)  # paper S
-    pair_training: PairTraining = PairTraining(learning_rate=2e-3, warmup_share=0.1, checkpoint_every=200)
-    lora: Lora = Lora(rank=8, alpha=16)
-
-    def sources(self) -> list[tuple[str, str]]:
-        return [both for s in self.all_settings() for both in zip(s.sources, s.objectives, strict=True)]
 
     @model_validator(mode="before")
     @classmethod
@@ -176,43 +118,13 @@ class Sequential(Experiment):
     def all_settings(self) -> list[Setting]:
         return [Setting.of(name, row) for name, row in self.settings.items()]
 
-    def source_of(self, setting: Setting, objective: str) -> PairSource:
-        """A setting with one objective draws twice as many pairs, so that Stage 2 finds new ones."""
-        return self.pairs_of(setting.source_of(objective), objective, (1 + setting.repeats) * self.train_pairs)
+    @property
+    def stage2_against(self) -> Literal["base", "start"]:
+        return "start" if self.stage2_reference == "stage1" else "base"
 
-    def trained_on(self, setting: Setting, path: Path, seed: int) -> Pairs:
-        """The pairs that the last stage of a path learns from."""
-        of = self.source_of(setting, path[-1])
-        if not setting.repeats:
-            return of.train_pairs(seed)
-        start = (len(path) - 1) * self.train_pairs
-        if (found := len(of.load(seed).train)) < 2 * self.train_pairs:
-            raise BadInput(
-                f"settings.{setting.name}: {found} training pairs, expected {2 * self.train_pairs} for both stages"
-            )
-        return Pairs(of, "train", seed, start, start + self.train_pairs)
-
-    def training(self, setting: Setting, path: Path, seed: int) -> TrainingFromPairs | None:
-        """Stage 1 trains a fresh adapter on the base, Stage 2 goes on with Stage 1's; None for the base itself."""
-        if not path:
-            return None
-        return TrainingFromPairs(
-            base=self.base_model,
-            pairs=self.trained_on(setting, path, seed),
-            seed=seed,
-            lora=self.lora,
-            method=self.dpo,
-            loop=self.pair_training,
-            order=10 * seed + len(path),  # another order of batches in Stage 2
-            start=self.training(setting, path[:-1], seed),
-            reference="start" if self.stage2_reference == "stage1" and len(path) > 1 else "base",
-        )
-
-    def evaluation(self, setting: Setting, path: Path, seed: int) -> Evaluation:
-        """Held-out pairs and prompts of both objectives, after the last stage of a path."""
-        held_out = tuple(self.source_of(setting, o).test_pairs for o in dict.fromkeys(setting.objectives))
-        training = self.training(setting, path, seed)
-        return Evaluation(self.base_model, training, held_out, self.prompts, self.max_new_tokens)
+    @property
+    def answered(self) -> int:
+        return self.prompts
 
     def phases(self) -> dict[str, dict[str, Evaluation]]:
         """Everything to train and measure, by what a reader may call it; each phase needs only those before it."""

@@ -5,7 +5,8 @@ import json
 from dataclasses import dataclass
 from functools import lru_cache
 
-from datasets import Dataset
+import numpy as np
+from datasets import Dataset, concatenate_datasets
 
 from preflab.data.pairs import LoadedPairs, load_pairs
 from preflab.data.sources import parse_source
@@ -98,13 +99,55 @@ class Pairs:
         return {"sha256": _sha256(self), "utility": self.of.utility}
 
 
+@dataclass(frozen=True)
+class Joined:
+    """Pairs of several kinds as one set: of two objectives at once, or of one with a few of another to replay."""
+
+    parts: tuple[Pairs, ...]
+
+    def rows(self) -> Dataset:
+        """The rows of every part, one part after the other."""
+        return concatenate_datasets([part.rows() for part in self.parts])
+
+    def encoded(self, base: Base) -> list[dict]:
+        return _encoded(self, base)
+
+    def fingerprint(self) -> dict:
+        return {"sha256": _sha256(self)}
+
+
+@dataclass(frozen=True)
+class Relabelled:
+    """The same pairs, labelled by the toss of a coin: a control that keeps all but the preference."""
+
+    pairs: Pairs
+    seed: int
+
+    def rows(self) -> Dataset:
+        """Chosen and rejected change places in half of the pairs, on average."""
+        rows = self.pairs.rows()
+        turned = np.random.default_rng([self.seed, 7]).random(len(rows)) < 0.5
+        return Dataset.from_list(
+            [
+                row | {"chosen": row["rejected"], "rejected": row["chosen"]} if turn else row
+                for row, turn in zip(rows, turned, strict=True)
+            ]
+        )
+
+    def encoded(self, base: Base) -> list[dict]:
+        return _encoded(self, base)
+
+    def fingerprint(self) -> dict:
+        return {"sha256": _sha256(self)}
+
+
 @lru_cache(maxsize=256)
-def _sha256(pairs: Pairs) -> str:
+def _sha256(pairs: Pairs | Joined | Relabelled) -> str:
     return hashlib.sha256(json.dumps(pairs.rows().to_list()).encode()).hexdigest()
 
 
 @lru_cache(maxsize=64)
-def _encoded(pairs: Pairs, base: Base) -> list[dict]:
+def _encoded(pairs: Pairs | Joined | Relabelled, base: Base) -> list[dict]:
     return encode_pairs(pairs.rows(), base.tokenizer(), base.settings.context)[0]  # too long ones have gone before
 
 

@@ -5,13 +5,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from transformers import PreTrainedModel
+
 from preflab.generation import generate
 from preflab.likelihood import PairLogProbs, pair_log_probs
 from preflab.stages.answers import policy_of
 from preflab.stages.base import Base
 from preflab.stages.reference import SCORING_BATCH, load_log_probs, save_log_probs
+from preflab.stages.snapshots import Snapshots
 from preflab.stages.stage import Stage
 from preflab.stages.training import TrainingFromPairs
+from preflab.training.rollout import Values
 
 if TYPE_CHECKING:
     from preflab.stages.data import Pairs
@@ -23,6 +27,30 @@ class Evaluated:
 
     log_probs: dict[str, PairLogProbs]  # of the held-out pairs of each objective
     samples: list[dict]  # objective, prompt (messages), response: greedy, to held-out prompts
+
+
+@dataclass(frozen=True)
+class ScoredAlong(Stage):
+    """Log-probs of held-out pairs at every snapshot of a run."""
+
+    snapshots: Snapshots
+    pairs: "Pairs"
+
+    def build(self, folder: Path) -> None:
+        base = self.snapshots.training.base
+        rows, pad = self.pairs.encoded(base), base.tokenizer().pad_token_id
+        found: dict[str, PairLogProbs] = {}
+
+        def score(step: int, policy: PreTrainedModel, values: Values | None) -> None:
+            found[f"{step:06d}"] = pair_log_probs(policy, rows, pad, SCORING_BATCH)
+
+        self.snapshots.visit(score)
+        save_log_probs(found, folder)
+
+    def load(self) -> list[PairLogProbs]:
+        """One for each snapshot, in their order."""
+        found = load_log_probs(self.folder)
+        return [found[step] for step in sorted(found)]
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """One training run: from pairs, or from the policy's own samples. What is kept is the final policy and the log."""
 
+import copy
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from transformers import PreTrainedModel
 from preflab.likelihood import PairLogProbs, pair_log_probs
 from preflab.live import Live
 from preflab.methods.method import PairMethod, SampleMethod
-from preflab.models import Lora, load_trained, save_model, unwrap
+from preflab.models import Lora, load_trained, merged, save_model, trainable, unwrap
 from preflab.progress import Pace, note
 from preflab.rewards import oracle_reward
 from preflab.rules import Plain, Rule
@@ -152,6 +153,28 @@ class TrainingFromPairs(Training):
             yield policy
         finally:
             unwrap(policy)
+
+
+@dataclass(frozen=True)
+class TrainingOnTop(TrainingFromPairs):
+    """Stage 2 with an adapter of its own. What Stage 1 has learnt becomes part of a copy of the base, and stays.
+
+    To keep the first adapter frozen beside the second is the same: W + dW1 + dW2, and the gradient goes to dW2 alone.
+    """
+
+    @contextmanager
+    def _starting_policy(self) -> Iterator[PreTrainedModel]:
+        yield trainable(self._merged(), self.lora, self.seed)
+
+    def _merged(self, scoring: bool = False) -> PreTrainedModel:
+        """The policy that Stage 1 ended with, as one plain model."""
+        base, folder = copy.deepcopy(self.base.load(scoring)), self.start.folder / "model"
+        return merged(load_trained(folder, base, base.device, base.dtype))
+
+    @contextmanager
+    def final_policy(self, scoring: bool = False) -> Iterator[PreTrainedModel]:
+        base, folder = self._merged(scoring), self.folder / "model"
+        yield load_trained(folder, base, base.device, base.dtype)
 
 
 @dataclass(frozen=True)
