@@ -348,7 +348,7 @@ INCIDENTALS = {
     ("Alignment", "replay"),
     ("Measurement", "snapshots"),
 }
-DATA = (Pairs, Prompts)
+DATA = (Pairs, Prompts, Joined, Relabelled)
 OTHER = {  # another value for what is None, free text, data, or bound to other fields
     ("BaseSettings", "hidden_size"): 32,
     ("BaseSettings", "heads"): 4,
