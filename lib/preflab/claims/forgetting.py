@@ -70,13 +70,16 @@ class Fate:
 
     def end(self, arm: str, skipped: int = 0) -> float:
         """What is left at the end of an arm, a share of the gain; without the first `skipped` pairs."""
-        found = getattr(self, arm)[:, skipped:] - self.base[:, skipped:]
-        return float(found.mean() / (self.alone - self.base)[:, skipped:].mean())
+        return self._share(arm, slice(skipped, None))
 
     def transfer(self, pairs: int | None = None) -> float:
-        """What a stage on the other objective alone does to the own margins, a share of the own gain."""
-        found = (self.other_alone - self.base)[:, :pairs]
-        return float(found.mean() / (self.alone - self.base)[:, :pairs].mean())
+        """What a stage on the other objective alone does to the own margins, a share of the own gain; of the first
+        `pairs`."""
+        return self._share("other_alone", slice(pairs))
+
+    def _share(self, arm: str, pairs: slice) -> float:
+        found, gained = ((margins - self.base)[:, pairs].mean() for margins in (getattr(self, arm), self.alone))
+        return float(found / gained)
 
     def confident(self) -> np.ndarray:
         """Which pairs are in the top quartile, by the own margin after Stage 1: bool (seeds, pairs)."""
@@ -176,15 +179,12 @@ def no_single_pattern(outcomes: Sequence[str]) -> Claim:
 
 
 def depends_on_relation(model: Mixed | None) -> Claim:
-    slope = model.interval("compatibility") if model else nothing()
-    return Claim(
+    return _rises(
         "S2",
         "What happens depends on the relation of the objectives.",
-        "Slope of Stage 2's change, a share of the gain, over compatibility (mixed model, worlds as random effects). "
-        f"Reproduced: interval above 0; not reproduced: below {SLOPE}.",
-        slope.value,
-        (slope.low, slope.high),
-        decide(slope.low > 0, slope.high < SLOPE),
+        "Slope of Stage 2's change, a share of the gain, over compatibility (mixed model, worlds as random effects).",
+        model.interval("compatibility") if model else nothing(),
+        SLOPE,
     )
 
 
@@ -240,15 +240,25 @@ def confident_pairs(fates: Sequence[Fate]) -> Claim:
 
 
 def strong_signal_survives(model: Mixed | None) -> Claim:
-    slope = model.interval("own_c") if model else nothing()
-    return Claim(
+    return _rises(
         "S6",
         "A strong signal survives the other stage.",
         "Slope of Stage 2's change, a share of the gain, over the accuracy of the own labels, at fixed compatibility "
-        f"(the same model). Reproduced: interval above 0; not reproduced: below {STRENGTH}.",
+        "(the same model).",
+        model.interval("own_c") if model else nothing(),
+        STRENGTH,
+    )
+
+
+def _rises(id_: str, statement: str, what: str, slope: Interval, least: float) -> Claim:
+    """That a slope is above zero, where `least` is the smallest that counts."""
+    return Claim(
+        id_,
+        statement,
+        f"{what} Reproduced: interval above 0; not reproduced: below {least}.",
         slope.value,
         (slope.low, slope.high),
-        decide(slope.low > 0, slope.high < STRENGTH),
+        decide(slope.low > 0, slope.high < least),
     )
 
 
