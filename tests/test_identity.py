@@ -39,6 +39,7 @@ from preflab.stages.drawn import Own
 from preflab.stages.drawn_answers import DrawnAnswers
 from preflab.stages.evaluation import Evaluation, ScoredAlong
 from preflab.stages.given import Dequantised
+from preflab.stages.gradients import FirstGradients
 from preflab.stages.optimised import OptimiserSteps, TrainingWithSGD
 from preflab.stages.probe import PairsProbe, SamplesProbe
 from preflab.stages.reference import ReferenceLogProbs
@@ -176,6 +177,9 @@ STAGES = {
         8,
     ),
     "evaluation of the base": Evaluation(BASE, None, (TEST,), 2, 8),
+    "first gradients": FirstGradients(
+        BASE, LORA, 0, DPO(), tuple(ReferenceLogProbs(BASE, some) for some in (TRAIN, OTHER_TRAIN)), 4, 8
+    ),
 }
 
 
@@ -810,7 +814,8 @@ def stages_of_dynamics(p):
 
 
 def test_every_parameter_of_notebook_02_is_tried_here():
-    assert {name for name, _ in PARAMETERS} == set(parameters("02_g_dynamics").values())
+    refused_by_worlds = {"reward.own_share", "reward.judge_share"}  # test_dynamics has them
+    assert {name for name, _ in PARAMETERS} == set(parameters("02_g_dynamics").values()) - refused_by_worlds
 
 
 @pytest.mark.parametrize(("name", "value"), PARAMETERS, ids=[name for name, _ in PARAMETERS])

@@ -107,6 +107,16 @@ def seed_interval(values: np.ndarray, level: float = 0.95) -> Interval:
     return _students(np.mean(values), np.std(values, ddof=1) / np.sqrt(n), n - 1, level)
 
 
+def jackknife_interval(value: float, without: np.ndarray, level: float = 0.95) -> Interval:
+    """Student's interval of a statistic, from its values `without` each of n units, (n,):
+
+    Var = (n - 1) / n * sum of (without_i - their mean)^2        (Tukey's jackknife)
+    """
+    n = len(without)
+    error = np.sqrt((n - 1) / n * np.sum((without - np.mean(without)) ** 2))
+    return _students(value, error, n - 1, level)
+
+
 def _students(value: float, error: float, freedom: float, level: float) -> Interval:
     half = student.ppf((1 + level) / 2, freedom) * error
     return Interval(float(value), float(value - half), float(value + half))

@@ -8,6 +8,7 @@ from preflab.experiments.experiment import Parameters
 from preflab.experiments.forgetting import Forgetting
 from preflab.experiments.g_dynamics import GDynamics
 from preflab.experiments.mechanism import Mechanism
+from preflab.experiments.objective_map import ObjectiveMap
 from preflab.experiments.optimisers import Optimisers
 from preflab.experiments.sequential import Sequential
 
@@ -18,6 +19,7 @@ EXPERIMENTS: dict[str, type[Parameters]] = {
     "04_coordinated_objectives": Coordination,
     "05_mechanism": Mechanism,
     "06_forgetting_map": Forgetting,
+    "07_objective_map": ObjectiveMap,
     "08_optimisers": Optimisers,
     "09_common_mode": CommonMode,
     "90_benchmarks": Benchmarks,
