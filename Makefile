@@ -10,7 +10,7 @@ BESIDE := $(patsubst %,tests/test_%.py,notebooks cli identity bad_input cache)  
 TRAINING := $(filter-out 90_benchmarks,$(NAMES))
 
 .DEFAULT_GOAL := help
-.PHONY: help env reproduce test test-library test-notebooks kills whole mutants expected bench real model lab sync notebooks figures clean-cache
+.PHONY: help env reproduce test test-library test-notebooks kills whole mutants expected bench real gpu gpu-tests gpu-sizes gpu-real model lab sync notebooks figures clean-cache
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -62,6 +62,21 @@ lab: env  ## Open the notebooks in JupyterLab
 
 real: model  ## A real model and TruthfulQA's two human labels (DATA=folder that holds truthfulqa/)
 	$(BIN)/preflab run 01_sequential_settings_truthfulqa --profile real -p data=$(DATA)
+
+gpu: gpu-tests gpu-sizes gpu-real  ## On a CUDA machine: the tests that need one, real architectures, real notebooks (DATA=folder)
+
+gpu-tests: env  ## Its first part, as the next two, takes less than ten minutes: the tests
+	$(BIN)/pytest -q tests/test_gpu.py
+
+gpu-sizes: model  ## SmolLM2, and Llama-3.1-8B and Pythia-2.8B with random weights, beside TRL (DATA=folder that holds hh-rlhf/)
+	$(BIN)/preflab model llama-3.1-8b
+	$(BIN)/preflab model pythia-2.8b
+	set -e; for file in params/gpu/90*.yaml; do \
+	$(BIN)/preflab run $$(basename $$file .yaml) --profile gpu -p data=$(DATA); done
+
+gpu-real: model  ## The notebooks of params/gpu, of real models (DATA=folder)
+	set -e; for file in params/gpu/0*.yaml; do \
+	$(BIN)/preflab run $$(basename $$file .yaml) --profile gpu -p data=$(DATA); done
 
 sync: env  ## Bring what was edited in JupyterLab to notebooks/src
 	$(BIN)/preflab sync

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from preflab import alignment
+from preflab.data.worlds import get_world, preference_pairs
 from preflab.errors import BadInput
 from preflab.experiments.variants import Variant
 from preflab.likelihood import collate, collate_responses, pair_log_probs, token_log_probs
@@ -372,6 +373,30 @@ def test_flipped_labels_make_another_reward_model():
     assert (clean != noisy).any()
 
 
+def test_the_reward_model_and_the_judge_have_pairs_of_their_own(tmp_path):
+    rows = preference_pairs(get_world("conflict"), "helpful", "train", 160, np.random.default_rng(0)).to_list()
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given = {"source": "files:rows.jsonl", "objective": "helpful", "data": str(tmp_path), "base": {"context": 200}}
+    p = parameters(**given, reward={"own_share": 0.2, "judge_share": 0.3})
+    learnt_from = [training(p, "dpo", seed).pairs for seed in (0, 1)]
+    reward, judge = p.reward_stage(), p.judge_stage()
+    assert learnt_from[0].fingerprint() != learnt_from[1].fingerprint()
+    prompts = [{json.dumps(x) for x in some.rows()["prompt"]} for some in (*learnt_from, reward.pairs, judge.pairs)]
+    assert not (prompts[0] | prompts[1]) & (prompts[2] | prompts[3]) and not prompts[2] & prompts[3]
+    assert len(prompts[3]) > len(prompts[2]) > 0
+
+    asked, answers, later = p.prompts().messages(), p.answers_stage(None).load(), p.answers_stage(training(p, "dpo"))
+    raw = judge.load()
+    gained = raw(asked, later.load().sampled) - raw(asked, answers.sampled)
+    assert p.judge_is_apart and p.gain(answers, later.load()).value == pytest.approx(gained.mean().item())
+
+    alone = parameters(**given)
+    assert alone.judge_stage() == alone.reward_stage() and not alone.judge_is_apart
+    assert alone.reward_stage().pairs == training(alone, "dpo").pairs
+    implicit = parameters(**given, reward={"kind": "implicit", "own_share": 0.2}).reward_stage()
+    assert {json.dumps(x) for x in implicit.implicit.pairs.rows()["prompt"]} == prompts[2]
+
+
 @pytest.mark.parametrize("rank", [0, 2])
 def test_the_reference_stays_the_sft_model_while_the_policy_moves(rank):
     history = training(parameters(lora={"rank": rank}, sample_training={"learning_rate": 1e-2}), "ppo").load()
@@ -397,6 +422,8 @@ def test_a_lora_policy_has_a_merged_reward_model():
         ({"final_source": "world:safety"}, "final_objective=None: expected one with final_source"),
         ({"reward": {"kind": "oracle"}, "source": "files:x"}, "reward.kind='oracle': only a world has one"),
         ({"reward": {"label_flips": 0.6}}, "reward.label_flips=0.6: input should be less than or equal to 0.5"),
+        ({"reward": {"own_share": 0.5, "judge_share": 0.5}}, "expected less than 1 together"),
+        ({"reward": {"judge_share": 0.2}}, "reward.judge_share=0.2: expected 0 for a world"),
         ({"source": "conflict"}, "source='conflict'"),
     ],
 )

@@ -43,7 +43,7 @@ from preflab.stages.gradients import FirstGradients
 from preflab.stages.optimised import OptimiserSteps, TrainingWithSGD
 from preflab.stages.probe import PairsProbe, SamplesProbe
 from preflab.stages.reference import ReferenceLogProbs
-from preflab.stages.reward import RewardStage
+from preflab.stages.reward import ClosedRewardStage, RewardStage
 from preflab.stages.snapshots import Snapshots
 from preflab.stages.stage import Stage, keep_in
 from preflab.stages.training import TrainingFromPairs, TrainingFromSamples, TrainingOnTop
@@ -131,6 +131,7 @@ STAGES = {
     "reference": ReferenceLogProbs(BASE, TRAIN),
     "reward model": REWARD,
     "oracle": ORACLE,
+    "closed reward": ClosedRewardStage(BASE, "model", TRAIN, 16, RewardSettings(epochs=1), LORA),
     "correctness": RewardStage(BASE, "correct", TRAIN, 16),
     "implicit reward": RewardStage(BASE, "implicit", TRAIN, 16, implicit=from_pairs(DPO(beta=0.6))),
     "stage 1": STAGE1,
@@ -364,6 +365,7 @@ OTHER = {  # another value for what is None, free text, data, or bound to other 
     ("RewardStage", "training"): RewardSettings(),
     ("RewardStage", "lora"): LORA,
     ("RewardStage", "implicit"): from_pairs(DPO(beta=0.7)),
+    ("ClosedRewardStage", "implicit"): from_pairs(DPO(beta=0.7)),
     ("SampleMethods", "kl_target"): 1.0,
     ("TrainingFromPairs", "live"): Live(2, 4, 8),
     ("TrainingFromPairs", "updates"): 2,

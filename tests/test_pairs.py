@@ -483,6 +483,22 @@ def test_subsets_follow_the_seed_and_nest(tmp_path):
     assert larger.test[:] == once.test[:]
 
 
+def test_parts_share_no_prompt_and_are_the_same_for_every_seed(tmp_path):
+    rows = [trl(n) for n in range(300)] + [trl(n, rejected="worse") for n in range(90)]
+    source = write(tmp_path / "a.jsonl", rows)
+
+    def load(*part, **options):
+        return load_pairs(source, "default", test_share=0.3, part=part, **options)
+
+    whole, parts = load(0.0, 1.0), [load(0.0, 0.3), load(0.3, 0.4), load(0.4, 1.0)]
+    assert set().union(*(prompts(part.train) for part in parts)) == prompts(whole.train)
+    assert sum(len(part.train) for part in parts) == len(whole.train)  # none twice
+    assert [len(part.train) / len(whole.train) for part in parts] == pytest.approx([0.3, 0.1, 0.6], abs=0.08)
+    assert all(part.test[:] == whole.test[:] for part in parts)
+    assert parts[0].report.dropped["in another part of the prompts"] == len(whole.train) - len(parts[0].train)
+    assert all(prompts(load(0.0, 0.3, seed=seed, max_train=30).train) < prompts(parts[0].train) for seed in (0, 1))
+
+
 def test_fingerprint_notices_a_swapped_label(tmp_path):
     rows, test = [trl(n) for n in range(5)], [trl(9)]
     right = load_pairs(folder(tmp_path / "right", rows, test), "default").report

@@ -36,7 +36,7 @@ from preflab.stages.drawn_answers import AT_ONCE, DrawnAnswers
 from preflab.stages.evaluation import Evaluation
 from preflab.stages.probe import PairsProbe, SamplesProbe
 from preflab.stages.reference import ReferenceLogProbs, no_reference
-from preflab.stages.reward import RewardSection, RewardStage
+from preflab.stages.reward import ClosedRewardStage, RewardSection, RewardStage, ending_of
 from preflab.stages.snapshots import Snapshots
 from preflab.stages.stage import Stage, keep_in
 from preflab.stages.training import TrainingFromPairs, TrainingFromSamples
@@ -552,3 +552,17 @@ def test_an_implicit_reward_is_against_the_bases_own_revision(monkeypatch):
     monkeypatch.setattr(reward_module, "load_model", lambda name, *how: loaded.append((name, *how[2:])))
     reward._raw(folder)
     assert loaded == [(str(folder / "model"),), (BASE.location, "abc")]
+
+
+def test_a_response_is_scored_as_a_training_row_ends(monkeypatch, tokenizer):
+    """Like SmolLM2's: the template goes on after <eos>, which is the padding too."""
+    tokenizer.chat_template = tokenizer.chat_template.replace("<eos>", "<eos> .")
+    tokenizer.pad_token = tokenizer.eos_token
+    eos, stop = tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(".")
+    assert ending_of(tokenizer) == [eos, stop]
+    stage = ClosedRewardStage(BASE, "model", PAIRS.train_pairs(0), 12, RewardSettings(), Lora(rank=0))
+    monkeypatch.setattr(Base, "tokenizer", lambda base: tokenizer)
+    monkeypatch.setattr(RewardStage, "_raw", lambda stage, folder: lambda prompts, samples: samples)
+    samples = [([1], ids) for ids in ([7, 8, eos], [7, 8], [7, 8, eos, stop], [eos], [])]
+    scored = stage._raw(None)(None, samples)
+    assert [ids for _, ids in scored] == [[7, 8, eos, stop]] * 3 + [[eos, stop]] * 2

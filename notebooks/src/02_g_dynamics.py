@@ -123,7 +123,9 @@ world = P.pairs.world
 truth = rewards.label_probabilities(world, P.objective, held_out) if world else None
 reward_margins = teacher.margins(P.pairs.test_pairs)  # (pairs,): r(y+) - r(y-)
 reward_quality = rewards.quality(reward_margins, truth)
-as_table({"reward": reward_quality}, {"held-out pairs": len(held_out)})
+judge_quality = rewards.quality(P.judge_stage().margins(P.pairs.test_pairs)) if P.reward.judge_share else None
+qualities = {"reward": reward_quality} | ({"judge": judge_quality} if judge_quality else {})
+as_table(qualities, {"held-out pairs": len(held_out)})
 
 # %%
 print("\n".join(P.few()) or "enough pairs")
@@ -332,17 +334,17 @@ as_gates(own_gates).rename_axis(columns=counted({"seeds": len(P.seeds)}))
 # %% [markdown]
 # ### Did they learn?
 #
-# Sampled answers to held-out prompts, before and after. The gain in utility is the oracle's, prompt by prompt, and its
-# interval is over prompts. If a policy had collapsed, few answers would be different, the KL would be high, or answers would
-# have faults. The columns of $D'$ say how many of its answers the oracle can read, and how many came to an end.
+# Sampled answers to held-out prompts, before and after. The gain is in the judge's score, prompt by prompt: in the oracle's
+# utility here. Its interval is over prompts. If a policy had collapsed, few answers would be different, the KL would be high,
+# or answers would have faults. The columns of $D'$ say how many of its answers the oracle can read, and how many came to an end.
 
 # %%
 before = P.answers_stage(None).load()
 answers = {str(r): P.answers_stage(r.training).load() for some in runs.values() for r in some}
-outcomes = {who: P.gain(before, after) for who, after in answers.items()} if P.utility else {}
+outcomes = {who: P.gain(before, after) for who, after in answers.items()} if P.judge_is_apart else {}
 responses = {"SFT": P.speech(before) | {"KL to SFT, nats": np.nan}}
 responses |= {who: P.speech(after) | {"KL to SFT, nats": after.kl} for who, after in answers.items()}
-gains = {who: {"gain in utility": gain} for who, gain in outcomes.items()}
+gains = {who: {"gain in utility" if P.utility else "gain in the judge's score": gain} for who, gain in outcomes.items()}
 as_table({who: row | gains.get(who, {}) for who, row in responses.items()}, {"held-out prompts": len(asked)})
 
 # %%
@@ -537,6 +539,7 @@ folder = run.finish(
     metrics={
         "outcomes": outcomes,
         "reward": reward_quality,
+        "judge": judge_quality,
         "responses": responses,
         "adam": adam,
         "dominance": {m: {"early": some.dominance(0), "late": some.dominance(2)} for m, some in curves.items()},

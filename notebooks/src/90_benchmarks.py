@@ -2,7 +2,8 @@
 # # 90 · What does it cost?
 #
 # Speeds are compared within one run, turn by turn, so that a slow moment of the machine meets both sides; the ratio is
-# what to read. Change the parameters to measure real sizes on a GPU.
+# what to read. Change the parameters to measure real sizes on a GPU: `params/gpu` has some, of random weights too, for a
+# step costs the same whatever a model has learnt.
 
 # %% tags=["parameters"]
 profile: str = "default"  # results go to results/PROFILE/NAME/
@@ -16,6 +17,7 @@ samples: int = 64  # an iteration of PPO: sampled, then trained on
 max_new_tokens: int = 32
 steps: int = 20  # timed steps of each turn
 turns: int = 5  # of each side, alternating
+random_weights: bool = False  # of a model by name: its folder needs a config.json and a tokenizer, no weights
 # Sections: what is given here is laid over the defaults, which the table below shows.
 base: dict = {}  # {"hidden_size": 96}, or {"model": "models/smollm2", "context": 256}
 lora: dict = {}  # {"rank": 8}
@@ -29,30 +31,29 @@ P = Benchmarks.from_notebook(globals())  # names, types and ranges, before anyth
 # %%
 import copy
 import tempfile
-import time
 
 import numpy as np
 import pandas as pd
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import PrinterCallback, TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
 from preflab import alignment, claims, weightings
 from preflab.data import worlds
 from preflab.data.pairs import load_pairs
-from preflab.likelihood import collate, encode_pairs, pair_log_probs, token_log_probs
+from preflab.likelihood import collate, encode_pairs, pair_log_probs
 from preflab.methods.dpo import DPO
 from preflab.methods.ppo import PPO
 from preflab.models import tiny_model, trainable
 from preflab.rewards import Scale, oracle_reward
 from preflab.running.run import peak_memory, start
-from preflab.stages.base import Base
+from preflab.speed import Peaks, clock, matrix_peak, release, seconds
 from preflab.tokenizers import word_tokenizer
 from preflab.training.from_pairs import PairTraining, train_on_pairs
 from preflab.training.from_samples import SampleTraining, train_on_samples
-from preflab.training.rollout import Values, reference_of
+from preflab.training.rollout import Values, reference_of, rows_of
 from preflab.training.sft import SFTSettings, train_sft
-from preflab.weightings import surrogate
 
 run = start(P)
 run.overview()
@@ -61,17 +62,13 @@ run.overview()
 # ## A DPO step, ours and TRL's
 #
 # The same model, adapter, pairs and batch size, and both with reference log-probs computed beforehand. Ours trains on the
-# token weighting c; TRL's `DPOTrainer` on its `sigmoid` loss.
+# token weighting c; TRL's `DPOTrainer` on its `sigmoid` loss. Before a turn trains, it scores all pairs without gradients.
+# Every turn makes its model anew, so that the device never holds two.
 
 # %%
 n = P.batch_size * (P.steps + 5)  # the first five steps of a turn warm up and are not timed
 device, dtype = P.hardware.torch_device, P.hardware.torch_dtype
-given = Base(P.base, P.hardware)
-if P.tiny:
-    tokenizer = word_tokenizer(worlds.ANSWERS.vocabulary())
-    model = tiny_model(P.base, tokenizer, seed=0).to(device, dtype)
-else:
-    tokenizer, model = given.tokenizer(), given.load()
+tokenizer, peaks = P.tokenizer(), Peaks(device)
 
 
 def fits(prompt, reply):
@@ -79,29 +76,36 @@ def fits(prompt, reply):
     return len(ids) <= P.base.context
 
 
+def fresh_policy():
+    release()
+    return trainable(P.fresh_model(), P.lora, seed=0)
+
+
+def scores_of(policy):
+    return pair_log_probs(policy, rows, tokenizer.pad_token_id, P.micro_batch_size)
+
+
 pairs = load_pairs(P.located(P.source), P.objective, max_train=n, fits=fits).train.select(range(n))
 rows, _ = encode_pairs(pairs, tokenizer, P.base.context)
 lengths = {part: float(np.mean([len(row[f"{part}_ids"]) for row in rows])) for part in ("prompt", "chosen", "rejected")}
-reference = pair_log_probs(model, rows, tokenizer.pad_token_id, 64)
-print(f"{model.num_parameters():,} parameters, {n} pairs, tokens", {k: round(v) for k, v in lengths.items()})
+policy = fresh_policy()
+reference, size = scores_of(policy), policy.num_parameters()
+policy = None  # the room is needed
+print(f"{size:,} parameters, {n} pairs, tokens", {k: round(v) for k, v in lengths.items()})
 
 
-def fresh_policy():
-    return trainable(copy.deepcopy(model), P.lora, seed=0)
-
-
-def timed(ticks):
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    ticks.append(time.perf_counter())
+def train(policy, on_step):
+    loop = PairTraining(batch_size=P.batch_size, micro_batch_size=P.micro_batch_size)
+    train_on_pairs(policy, tokenizer, rows, reference, DPO(beta=0.3), loop, seed=0, on_step=on_step)
 
 
 def ours():
-    ticks, policy = [], fresh_policy()
-    loop = PairTraining(batch_size=P.batch_size, micro_batch_size=P.micro_batch_size)
-    watch = {"on_step": lambda *_: timed(ticks)}
-    train_on_pairs(policy, tokenizer, rows, reference, DPO(beta=0.3), loop, seed=0, **watch)
-    return np.diff(ticks)[4:]
+    policy, ticks = fresh_policy(), []
+    with peaks.of("scoring, ours"):
+        scoring = seconds(lambda: scores_of(policy), device)
+    with peaks.of("a DPO step, ours"):
+        train(policy, lambda *_: ticks.append(clock(device)))
+    return np.diff(ticks)[4:], scoring
 
 
 class Ticks(TrainerCallback):
@@ -109,7 +113,7 @@ class Ticks(TrainerCallback):
         self.ticks = []
 
     def on_step_end(self, *_, **__):
-        timed(self.ticks)
+        self.ticks.append(clock(device))
 
 
 def trls():
@@ -134,26 +138,65 @@ def trls():
         )
         trainer = DPOTrainer(policy, args=config, train_dataset=pairs, processing_class=tokenizer, callbacks=[watch])
         trainer.remove_callback(PrinterCallback)
-        trainer.train()
-    return np.diff(watch.ticks)[4:]
+
+        def score():
+            for inputs in trainer.get_train_dataloader():
+                trainer.compute_ref_log_probs(trainer.model, inputs)
+
+        with peaks.of("scoring, TRL"):
+            scoring = seconds(score, device)
+        with peaks.of("a DPO step, TRL"):
+            trainer.train()
+    return np.diff(watch.ticks)[4:], scoring
 
 
 # %%
-compared = [(np.median(ours()), np.median(trls())) for _ in range(P.turns)]
-speed = pd.DataFrame(compared, columns=["ours, s a step", "TRL, s a step"])
+both = [(ours(), trls()) for _ in range(P.turns)]
+speed = pd.DataFrame([[np.median(s) for s, _ in turn] for turn in both], columns=["ours, s a step", "TRL, s a step"])
 speed["ours / TRL"] = speed.iloc[:, 0] / speed.iloc[:, 1]
 speed.describe().loc[["min", "50%", "max"]].round(4)
+
+# %%
+scoring = pd.DataFrame([[s / n for _, s in turn] for turn in both], columns=["ours, s a pair", "TRL, s a pair"])
+scoring["ours / TRL"] = scoring.iloc[:, 0] / scoring.iloc[:, 1]
+scoring.describe().loc[["min", "50%", "max"]].round(4)
+
+# %% [markdown]
+# How much of the machine does our step use? A product of two large matrices, in the same dtype, reaches the *matrix peak*
+# (in operations a second; a multiplication with its addition counts two). The share of it is what the matrix products of
+# the very steps that were timed, counted by torch, would take at that peak.
+
+
+# %%
+def operations():
+    counts, counter = [], FlopCounterMode(display=False)
+    with counter:
+        train(fresh_policy(), lambda *_: counts.append(counter.get_total_flops()))
+    return np.diff(counts)[4:]
+
+
+counted, peak = operations(), matrix_peak(device, dtype)
+reached = float(np.median([counted.sum() / took.sum() for (took, _), _ in both]))
+matrices = {
+    "operations a step": float(counted.mean()),
+    "matrix peak, operations a second": peak,
+    "share": reached / peak,
+}
+pd.Series(matrices, name="measured").to_frame()
 
 # %% [markdown]
 # ## G of nine components
 #
 # The gradient alignment $G = v^\top \nabla L$ of the whole loss and eight of its parts (signs, tertiles of w, all weights
 # equal, two random halves of the tokens) on one batch: one backward pass for v and one forward-mode pass, against one
-# backward pass for v and one for each component. The unit is one forward and backward pass of that batch.
+# backward pass for v and one for each component. The unit is one forward and backward pass of that batch. All of them go
+# through the batch in the micro-batches of training.
 
 # %%
 batch = collate(rows[: P.batch_size], tokenizer.pad_token_id, device)
 final = collate(rows[P.batch_size : 2 * P.batch_size], tokenizer.pad_token_id, device)  # stands for D': as large
+everyone = torch.arange(2 * P.batch_size, device=device)  # the rows: chosen above rejected
+micro = [torch.cat(two) for two in zip(*(side.split(P.micro_batch_size) for side in everyone.chunk(2)), strict=True)]
 policy = fresh_policy()
 weights = alignment.parameters_of(policy)
 mask = batch["completion_mask"][:, 1:]
@@ -172,36 +215,37 @@ parts = {name: c * mask for name, mask in masks.items()} | {"unweighted": c.sign
 
 
 def gradient_of(c):
-    return torch.autograd.grad(surrogate(c, token_log_probs(policy, batch)) / P.batch_size, list(weights.values()))
+    return alignment.loss_gradient(policy, ((rows_of(batch, i), c[i]) for i in micro), weights, P.batch_size)
+
+
+def direction():
+    return alignment.nll_gradient(policy, (rows_of(final, i) for i in micro), weights)
 
 
 def one_jvp():
-    s = alignment.token_alignment(policy, batch, alignment.nll_gradient(policy, [final], weights))
+    v = direction()
+    s = torch.cat([alignment.token_alignment(policy, rows_of(batch, i), v) for i in micro])[torch.cat(micro).argsort()]
     unweighted = alignment.alignment(c.sign(), s, {"unweighted": masks["whole"]}, P.batch_size)
     return alignment.alignment(c, s, masks, P.batch_size) | unweighted
 
 
 def one_backward_each():
-    v = alignment.nll_gradient(policy, [final], weights)
-    return {name: alignment.dot(dict(zip(weights, gradient_of(part), strict=True)), v) for name, part in parts.items()}
+    v = direction()
+    return {name: alignment.dot(gradient_of(part), v) for name, part in parts.items()}
 
 
-def seconds(function):
-    ticks = []
-    timed(ticks)
-    function()
-    timed(ticks)
-    return ticks[1] - ticks[0]
-
-
-fast, slow = one_jvp(), one_backward_each()  # also the warm-up
+with peaks.of("G, one forward-mode pass"):  # also the warm-up
+    fast = one_jvp()
+with peaks.of("G, one backward pass each"):
+    slow = one_backward_each()
 pd.DataFrame({"one forward-mode pass": fast, "one backward pass each": slow})
 
 # %%
 sides = {"unit": lambda: gradient_of(c), "one forward-mode pass": one_jvp, "one backward pass each": one_backward_each}
-rounds = pd.DataFrame([{name: seconds(function) for name, function in sides.items()} for _ in range(4 * P.turns)])
+rounds = pd.DataFrame([{name: seconds(side, device) for name, side in sides.items()} for _ in range(4 * P.turns)])
 in_units = rounds.drop(columns="unit").div(rounds["unit"], axis=0)
 in_units["times faster"] = rounds["one backward pass each"] / rounds["one forward-mode pass"]
+policy, weights = None, {}  # what follows needs the room
 in_units.describe().loc[["min", "50%", "max"]].round(2)
 
 # %% [markdown]
@@ -240,9 +284,8 @@ def iterations():
     return log[1:]  # the first one warms up
 
 
-if device.type == "cuda":
-    torch.cuda.reset_peak_memory_stats()
-log = iterations()
+with peaks.of("PPO of a tiny model"):
+    log = iterations()
 ppo = pd.DataFrame(
     {
         "sampling, s": [entry.sampling_seconds for entry in log],
@@ -260,11 +303,10 @@ ppo.describe().loc[["min", "50%", "max"]].round(3)
 # These numbers depend on the machine. Read them as an order of magnitude.
 
 # %%
-memory = peak_memory()
-if device.type == "cuda":
-    memory["gpu"] = torch.cuda.max_memory_allocated() // 2**20
+memory = peak_memory() | {f"GPU, {work}": amount for work, amount in peaks.found.items()}
 throughput = {
     "DPO, pairs a second": P.batch_size / speed.iloc[:, 0].median(),
+    "scoring, pairs a second": 1 / scoring.iloc[:, 0].median(),
     "PPO, samples a second": ppo["samples a second"].median(),
     **{f"peak memory, {where}, MB": amount for where, amount in memory.items()},
 }
@@ -321,6 +363,9 @@ run.finish(
     claims=verdicts,
     metrics={
         "dpo_step_seconds": {"ours": speed.iloc[:, 0].median(), "trl": speed.iloc[:, 1].median()},
+        "scoring_seconds_a_pair": {"ours": scoring.iloc[:, 0].median(), "trl": scoring.iloc[:, 1].median()},
+        "matrix_products": matrices,
+        "g_seconds": rounds.median().to_dict(),
         "g_in_forward_backward_units": in_units.median().to_dict(),
         "g": {"one forward-mode pass": fast, "one backward pass each": slow},
         "throughput": throughput,

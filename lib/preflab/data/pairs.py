@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 from datasets import Dataset
@@ -38,6 +39,7 @@ from preflab.data.sources import (
 from preflab.data.values import Turns
 from preflab.errors import BadInput
 
+WHOLE = (0.0, 1.0)  # all training prompts, as a part
 Limits = dict[str, int | None]  # pairs of "train" and "test"; None for all
 
 
@@ -59,6 +61,7 @@ def load_pairs(
     max_train: int | None = None,
     max_test: int | None = None,
     pairs_per_prompt: int | None = None,
+    part: tuple[float, float] = WHOLE,
     seed: int = 0,
     fits: Callable[[list[dict], list[dict]], bool] | None = None,
 ) -> LoadedPairs:
@@ -69,7 +72,8 @@ def load_pairs(
     objective and subset. `max_train` and `max_test` keep a random subset of that many pairs, which `seed` draws after
     everything else; a larger subset contains the smaller one. A world draws its own splits of these sizes.
     `pairs_per_prompt` keeps at most so many pairs of each prompt, drawn by their content: the same for every seed and
-    order of rows.
+    order of rows. `part` keeps the train pairs of some prompts alone, those from a first share of them up to a second;
+    a hash decides, so that disjoint parts share no prompt, whatever the seed.
 
     `revision` is that of a hub source. `fits(prompt, reply)`, both as messages, says whether the context of a model
     holds them; a pair is dropped if either of its replies does not fit.
@@ -80,9 +84,72 @@ def load_pairs(
     limits = {"train": max_train, "test": max_test}
     _check_numbers(test_share, limits, pairs_per_prompt)
     tables, commit = _read(source, objective, revision, limits, seed)
+    return _whole(source, objective, tables, commit, test_share, pairs_per_prompt, part, fits).drawn(limits, seed)
+
+
+def whole_pairs(
+    source: str,
+    objective: str,
+    *,
+    revision: str | None = None,
+    test_share: float = 0.1,
+    pairs_per_prompt: int | None = None,
+    part: tuple[float, float] = WHOLE,
+    fits: Callable[[list[dict], list[dict]], bool] | None = None,
+) -> "WholePairs":
+    """What `load_pairs` draws from, of files or the hub: to be read once for many seeds. Raises BadInput as it does."""
+    no_limits: Limits = {"train": None, "test": None}
+    _check_numbers(test_share, no_limits, pairs_per_prompt)
+    tables, commit = _read(source, objective, revision, no_limits, 0)
+    return _whole(source, objective, tables, commit, test_share, pairs_per_prompt, part, fits)
+
+
+@dataclass(frozen=True)
+class WholePairs:
+    """Every pair of a source that is of use, and what was dropped on the way to it."""
+
+    source: str
+    objective: str
+    schema: str
+    commit: str | None
+    rows_read: int
+    pairs: Splits
+    dropped: Counter[str]
+    overlap: int
+    notes: dict[str, int]
+
+    def drawn(self, limits: Limits, seed: int) -> LoadedPairs:
+        """At most so many pairs of each split. Raises BadInput if none are left."""
+        dropped = self.dropped.copy()
+        pairs = {split: _sample(found, split, limits[split], seed, dropped) for split, found in self.pairs.items()}
+        _check_some_left(self.source, self.objective, pairs, dropped)
+        report = Report(
+            source=self.source,
+            objective=self.objective,
+            schema=self.schema,
+            revision=self.commit,
+            rows_read=self.rows_read,
+            dropped=dict(dropped),
+            overlap=self.overlap,
+            notes=self.notes,
+            **measured(pairs, self.objective),
+        )
+        train, test = (Dataset.from_list(_rows(pairs[split], self.objective)) for split in ("train", "test"))
+        return LoadedPairs(train, test, report)
+
+
+def _whole(
+    source: str,
+    objective: str,
+    tables: list[Table],
+    commit: str | None,
+    test_share: float,
+    pairs_per_prompt: int | None,
+    part: tuple[float, float],
+    fits: Callable | None,
+) -> WholePairs:
     schema = schema_of(tables)
     _check_labels(source, objective, schema, tables)
-
     dropped: Counter[str] = Counter()
     candidates = _candidates(tables, schema, objective, test_share, dropped)
     pairs, overlap = _disjoint(candidates, _held_out(tables, schema), dropped)
@@ -90,21 +157,9 @@ def load_pairs(
         pairs = {split: _fitting(members, fits, dropped) for split, members in pairs.items()}
     if pairs_per_prompt:
         pairs = {split: _drawn(members, pairs_per_prompt, dropped) for split, members in pairs.items()}
-    pairs = {split: _sample(members, split, limits[split], seed, dropped) for split, members in pairs.items()}
-    _check_some_left(source, objective, pairs, dropped)
-
-    report = Report(
-        source=source,
-        objective=objective,
-        schema=schema,
-        revision=commit,
-        rows_read=sum(len(table.rows) for table in tables),
-        dropped=dict(dropped),
-        overlap=overlap,
-        notes=_notes(schema, candidates),
-        **measured(pairs, objective),
-    )
-    return LoadedPairs(*(Dataset.from_list(_rows(pairs[split], objective)) for split in ("train", "test")), report)
+    pairs["train"] = _of_part(pairs["train"], part, dropped)
+    rows_read = sum(len(table.rows) for table in tables)
+    return WholePairs(source, objective, schema, commit, rows_read, pairs, dropped, overlap, _notes(schema, candidates))
 
 
 def objectives_of(source: str, revision: str | None = None) -> list[str]:
@@ -199,10 +254,21 @@ def _split(pairs: list[Pair], test_share: float) -> Splits:
     """Sends a prompt to test if its hash, as a number in [0, 1), is below test_share."""
     found: Splits = {"train": [], "test": []}
     for pair in pairs:
-        digest = hashlib.sha256(json.dumps(pair.prompt).encode()).digest()
-        share = int.from_bytes(digest[:8]) / 2**64
-        found["test" if share < test_share else "train"].append(pair)
+        found["test" if _hashed(pair.prompt) < test_share else "train"].append(pair)
     return found
+
+
+def _of_part(pairs: list[Pair], part: tuple[float, float], dropped: Counter[str]) -> list[Pair]:
+    """Those whose prompt's hash is in the part; it has nothing to do with the one that holds prompts out."""
+    kept = [pair for pair in pairs if part[0] <= _hashed(["part", pair.prompt]) < part[1]]
+    _count(dropped, "in another part of the prompts", len(pairs) - len(kept))
+    return kept
+
+
+def _hashed(content: Any) -> float:
+    """A hash as a number in [0, 1)."""
+    digest = hashlib.sha256(json.dumps(content).encode()).digest()
+    return int.from_bytes(digest[:8]) / 2**64
 
 
 def _disjoint(pairs: Splits, held_out: set[Turns], dropped: Counter[str]) -> tuple[Splits, int]:

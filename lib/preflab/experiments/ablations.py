@@ -8,7 +8,6 @@ from typing import Annotated, Any, Self
 import numpy as np
 from pydantic import Field, model_validator
 
-from preflab import rewards
 from preflab.claims import win_change
 from preflab.claims.ablations import Ablation
 from preflab.experiments.dynamics import Dynamics, Planned
@@ -77,14 +76,8 @@ class Variants(Dynamics):
         return Judged(answers, scores, self.label_temperature)
 
     def scores(self, drawn: Drawn, prompts: list[list[dict]]) -> np.ndarray:
-        """The judge's score of each response, (prompts, K): the oracle's utility in a world, else the reward model's
-        score, which is no independent judge of what was trained on it."""
-        asked = self.asked(prompts)
-        if self.utility:
-            found = rewards.utilities(self.utility, asked, drawn.texts)
-        else:
-            found = self.reward_stage().load()(asked, drawn.samples).double().numpy()
-        return found.reshape(len(prompts), -1)
+        """The judge's score of each response, (prompts, K)."""
+        return self.scored(self.asked(prompts), drawn.samples, drawn.texts).reshape(len(prompts), -1)
 
     def asked(self, prompts: list[list[dict]]) -> list[list[dict]]:
         """Every prompt, once for each of its K answers."""
@@ -95,7 +88,7 @@ class Variants(Dynamics):
         """T of the judge's labels, sigma(difference of scores / T)."""
         if self.utility:
             return self.pairs.world.temperature(self.objective)
-        return label_temperature(self.reward_stage())
+        return label_temperature(self.judge_stage())
 
     def measured(self, runs: Sequence[Planned]) -> list[Measured]:
         """G along each of the runs."""

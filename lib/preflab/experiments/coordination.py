@@ -142,7 +142,8 @@ class Coordination(Variants):
     def reward_stages(self) -> list[RewardStage]:
         """One of every kind that some row, or the judge, needs."""
         kinds = {self.reward.kind} | {row.reward or self.reward.kind for row in self.variants.values()}
-        return [self.reward_stage(kind) for kind in sorted(kinds)]
+        judge = [self.judge_stage()] if self.reward.judge_share else []
+        return [self.reward_stage(kind) for kind in sorted(kinds)] + judge
 
     def phases(self) -> Phases:
         """What trains, in order. Who chooses later needs what was tried before."""

@@ -7,10 +7,12 @@ from typing import Any, Self
 import numpy as np
 from pydantic import model_validator
 
+from preflab import rewards
 from preflab.data.worlds import Objective
 from preflab.errors import BadInput
 from preflab.experiments.experiment import Experiment
 from preflab.experiments.variants import Variant
+from preflab.generation import Sample
 from preflab.live import Live
 from preflab.methods.dpo import DPO
 from preflab.methods.method import PairMethod, SampleMethod
@@ -20,9 +22,9 @@ from preflab.settings import Source
 from preflab.stages.alignment import Alignment, Learnt, Measurement
 from preflab.stages.answers import AnswersStage
 from preflab.stages.base import BaseSettings
-from preflab.stages.data import PairSource, Prompts
+from preflab.stages.data import Pairs, PairSource, Prompts
 from preflab.stages.probe import PairsProbe, SamplesProbe
-from preflab.stages.reward import RewardKind, RewardSection, RewardStage
+from preflab.stages.reward import ClosedRewardStage, RewardKind, RewardSection, RewardStage
 from preflab.stages.stage import Stage
 from preflab.stages.training import Training, TrainingFromPairs, TrainingFromSamples, updates_on_pairs
 from preflab.training.from_pairs import PairTraining
@@ -97,6 +99,9 @@ class Dynamics(Experiment):
         if self.final_source:
             self.check_enough(self.final_source, self.final_objective, {"test_pairs": self.test_pairs})
         self._check_reward("reward.kind", self.reward.kind)
+        for name in ("own_share", "judge_share"):
+            if (share := getattr(self.reward, name)) and self.source.startswith("world:"):
+                raise ValueError(f"reward.{name}={share}: expected 0 for a world, which draws other pairs for a reward")
         return self
 
     def _check_reward(self, key: str, kind: RewardKind | None) -> None:
@@ -104,6 +109,11 @@ class Dynamics(Experiment):
             raise ValueError(f"{key}={kind!r}: only a world has one, expected 'model' for source={self.source!r}")
 
     # --- data and reward
+
+    def _source(self, source: str, objective: str, **given: Any) -> PairSource:
+        """Policies learn from the prompts that neither the reward nor the judge has for itself."""
+        taken = self.reward.own_share + self.reward.judge_share
+        return super()._source(source, objective, **given, part=(taken, 1.0))
 
     @property
     def pairs(self) -> PairSource:
@@ -122,15 +132,45 @@ class Dynamics(Experiment):
 
     def reward_stage(self, kind: RewardKind | None = None) -> RewardStage:
         """One reward for all seeds: the notebook's kind, or another."""
-        kind, pairs = kind or self.reward.kind, self.pairs.train_pairs(0)
+        kind, pairs = kind or self.reward.kind, self._reward_pairs(0)
         if kind == "implicit":
-            pairs = self.pairs.train_pairs(IMPLICIT_SEED)
+            pairs = self._reward_pairs(IMPLICIT_SEED)
             how = {"lora": self.lora, "method": self.dpo, "loop": self.pair_training}
             learned = TrainingFromPairs(self.base_model, pairs, IMPLICIT_SEED, **how, order=IMPLICIT_SEED)
             return RewardStage(self.base_model, kind, pairs, self.max_new_tokens, implicit=learned)
         if kind != "model":
             return RewardStage(self.base_model, kind, pairs, self.max_new_tokens)
-        return RewardStage(self.base_model, kind, pairs, self.max_new_tokens, self.reward.training(), self.lora)
+        return self._reward_model(pairs)
+
+    def _reward_pairs(self, seed: int) -> Pairs:
+        own = self.reward.own_share
+        return self._part(0.0, own) if own else self.pairs.train_pairs(seed)
+
+    def _reward_model(self, pairs: Pairs) -> RewardStage:
+        kind = RewardStage if self.tiny else ClosedRewardStage
+        return kind(self.base_model, "model", pairs, self.max_new_tokens, self.reward.training(), self.lora)
+
+    def judge_stage(self) -> RewardStage:
+        """Who judges where there is no oracle: a reward model of pairs of its own, or else the notebook's reward, which
+        is no independent judge of what was trained on it."""
+        own = self.reward.own_share
+        judge = self.reward.judge_share
+        return self._reward_model(self._part(own, own + judge)) if judge else self.reward_stage()
+
+    def _part(self, start: float, stop: float) -> Pairs:
+        """All training pairs of a part of the prompts."""
+        return replace(self.pairs, train=None, part=(start, stop)).train_pairs(0)
+
+    @property
+    def judge_is_apart(self) -> bool:
+        """Whether what judges is not what was trained on."""
+        return bool(self.utility or self.reward.judge_share)
+
+    def scored(self, prompts: list[list[dict]], samples: list[Sample], texts: list[str]) -> np.ndarray:
+        """The judge's score of each response, (n,): the oracle's utility in a world, else a reward model's score."""
+        if self.utility:
+            return rewards.utilities(self.utility, prompts, texts)
+        return self.judge_stage().load()(prompts, samples).double().numpy()
 
     # --- runs
 

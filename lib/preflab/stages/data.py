@@ -2,13 +2,14 @@
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from datasets import Dataset, concatenate_datasets
 
-from preflab.data.pairs import LoadedPairs, load_pairs
+from preflab.data.pairs import WHOLE, LoadedPairs, WholePairs, load_pairs, whole_pairs
 from preflab.data.sources import parse_source
 from preflab.data.worlds import Objective, World, get_world
 from preflab.errors import BadInput
@@ -28,6 +29,7 @@ class PairSource:
     fitting: Base | None = None  # leave out pairs that are longer than this model's context
     pairs_per_prompt: int | None = None  # None: all
     test_share: float = 0.1  # of the prompts, where the source has no test split
+    part: tuple[float, float] = WHOLE  # of the training prompts, from a share up to another
 
     def load(self, seed: int) -> LoadedPairs:
         """The pairs, read once a process. The seed draws the training pairs; test pairs are those of seed 0."""
@@ -54,17 +56,25 @@ class PairSource:
 
 @lru_cache(maxsize=64)
 def _load(of: PairSource, seed: int) -> LoadedPairs:
-    return load_pairs(
-        of.source,
-        of.objective,
-        revision=of.revision,
-        test_share=of.test_share,
-        max_train=of.train,
-        max_test=of.test,
-        pairs_per_prompt=of.pairs_per_prompt,
-        seed=seed,
-        fits=of.fitting.fits if of.fitting else None,
-    )
+    if of.world:  # it draws its own splits
+        return load_pairs(of.source, of.objective, max_train=of.train, max_test=of.test, seed=seed, **_how(of))
+    return _whole(replace(of, train=None, test=None)).drawn({"train": of.train, "test": of.test}, seed)
+
+
+@lru_cache(maxsize=32)
+def _whole(of: PairSource) -> WholePairs:
+    """What every seed draws from: to read and to pair some files takes ten seconds."""
+    return whole_pairs(of.source, of.objective, **_how(of))
+
+
+def _how(of: PairSource) -> dict[str, Any]:
+    return {
+        "revision": of.revision,
+        "test_share": of.test_share,
+        "pairs_per_prompt": of.pairs_per_prompt,
+        "part": of.part,
+        "fits": of.fitting.fits if of.fitting else None,
+    }
 
 
 def world_of(source: str) -> World | None:

@@ -8,7 +8,7 @@ from preflab.dequantise import dequantise
 from preflab.errors import BadInput, shown
 from preflab.hub import ask_hub_once, model_in_cache
 from preflab.paths import MODELS, project_root
-from preflab.pretrained import KNOWN
+from preflab.pretrained import names
 from preflab.progress import note
 from preflab.stages.stage import Stage
 from preflab.weights import Weights
@@ -44,7 +44,7 @@ def given_model(name: str) -> Weights | Dequantised | None:
         return Weights(path)
     if os.path.isfile(path):
         return Dequantised(Weights(path))
-    if name in {f"{MODELS}/{known}" for known in KNOWN}:
+    if name in {f"{MODELS}/{known}" for known in names()}:
         raise BadInput(f"base.model={name!r}: no such folder, run: preflab model {Path(name).name}")
     if name.startswith((".", "/", "~")) or name.endswith(".gguf"):
         raise BadInput(f"base.model={name!r}: no such folder or file at {path}, expected one, or a name on the hub")

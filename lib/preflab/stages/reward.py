@@ -5,12 +5,13 @@ A reward model, the implicit reward of a DPO model, the oracle, or verifiable co
 
 import copy
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import PreTrainedTokenizerBase
 
 from preflab.generation import sample
 from preflab.models import Lora, load_model, save_model
@@ -24,7 +25,7 @@ from preflab.rewards import (
     model_reward,
     oracle_reward,
 )
-from preflab.settings import settings
+from preflab.settings import Share, settings
 from preflab.stages.base import Base
 from preflab.stages.stage import Stage
 from preflab.training.reward import RewardSettings, train_reward
@@ -42,11 +43,17 @@ class RewardSection(RewardSettings):
     """Section `reward`: the kind, and the training of a reward model."""
 
     kind: RewardKind = "model"  # what is below trains a model; `implicit` trains as section `pair_training` says
+    own_share: Share = 0.0  # of the training prompts: for a trained reward alone; 0: it learns from the policies' pairs
+    judge_share: Share = 0.0  # likewise of another reward model, the judge; 0: an oracle judges, or else the reward
+
+    def __post_init__(self):
+        if self.own_share + self.judge_share >= 1:
+            raise ValueError(
+                f"own_share={self.own_share} and judge_share={self.judge_share}: expected less than 1 together"
+            )
 
     def training(self) -> RewardSettings:
-        values = asdict(self)
-        del values["kind"]
-        return RewardSettings(**values)
+        return RewardSettings(**{field.name: getattr(self, field.name) for field in fields(RewardSettings)})
 
 
 @dataclass(frozen=True)
@@ -113,6 +120,31 @@ class RewardStage(Stage):
             reward(prompts, [(row["prompt_ids"], row[side]) for row in rows]) for side in ("chosen_ids", "rejected_ids")
         )
         return (chosen - rejected).numpy()
+
+
+@dataclass(frozen=True)
+class ClosedRewardStage(RewardStage):
+    """A reward model on a base by name. Every response is scored as a training row ends.
+
+    A template may go on after <eos>, and a row is read at its last token that is no padding: at that newline, say. A
+    sample stops with <eos>, which may be the padding too, or is cut before it. It would be read at another token."""
+
+    def _raw(self, folder: Path) -> Reward:
+        score, tokenizer = super()._raw(folder), self.base.tokenizer()
+        ending = ending_of(tokenizer)
+
+        def closed(ids: list[int]) -> list[int]:
+            there = ids[-len(ending) :] == ending
+            return ids if there else ids[: -1 if ids[-1:] == [tokenizer.eos_token_id] else None] + ending
+
+        return lambda prompts, samples: score(prompts, [(prompt, closed(response)) for prompt, response in samples])
+
+
+def ending_of(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """What a chat template writes after a response's own words: <eos>, and whatever follows it."""
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    ids = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True)["input_ids"]
+    return ids[len(ids) - 1 - ids[::-1].index(tokenizer.eos_token_id) :]
 
 
 def label_temperature(stage: RewardStage) -> float:
