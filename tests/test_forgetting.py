@@ -145,7 +145,7 @@ class Model:
 
 @pytest.mark.parametrize(
     ("low", "high", "verdict"),
-    [(JUST, 0.9, REPRODUCED), (0, 0.9, INCONCLUSIVE), (-0.1, 0.2 - JUST, NOT_REPRODUCED), (JUST, 0.19, SMALLER)],
+    [(JUST, 0.9, REPRODUCED), (0, 0.9, INCONCLUSIVE), (-0.1, 0.8 - JUST, NOT_REPRODUCED), (JUST, 0.7, SMALLER)],
 )
 def test_s2_turns_where_its_rule_says(low, high, verdict):
     assert claims.depends_on_relation(Model(low, high)).verdict == verdict
@@ -153,7 +153,7 @@ def test_s2_turns_where_its_rule_says(low, high, verdict):
 
 @pytest.mark.parametrize(
     ("low", "high", "verdict"),
-    [(JUST, 0.9, REPRODUCED), (-0.2, 0.9, INCONCLUSIVE), (-0.1, 0.5 - JUST, NOT_REPRODUCED), (JUST, 0.4, SMALLER)],
+    [(JUST, 4.6, REPRODUCED), (-0.2, 4.6, INCONCLUSIVE), (-0.1, 4.5 - JUST, NOT_REPRODUCED), (JUST, 4.4, SMALLER)],
 )
 def test_s6_turns_where_its_rule_says(low, high, verdict):
     assert claims.strong_signal_survives(Model(low, high)).verdict == verdict
@@ -161,7 +161,7 @@ def test_s6_turns_where_its_rule_says(low, high, verdict):
 
 @pytest.mark.parametrize(
     ("low", "high", "verdict"),
-    [(JUST, 0.3, REPRODUCED), (-0.3, -JUST, REPRODUCED), (-0.1, 0.1, NOT_REPRODUCED), (-0.1, 0.2, INCONCLUSIVE)],
+    [(JUST, 0.6, REPRODUCED), (-0.6, -JUST, REPRODUCED), (-0.5, 0.5, NOT_REPRODUCED), (-0.1, 0.6, INCONCLUSIVE)],
 )
 def test_s3_turns_where_its_rule_says(low, high, verdict, monkeypatch):
     monkeypatch.setattr(claims, "fit", lambda *_: Model(low, high))
