@@ -243,26 +243,32 @@ FULL = sorted((ROOT / "figures" / "full").glob("*/metrics.json"))
 
 
 def told_claims():
-    rows = CLAIM_ROW.findall(DOCUMENTS["RESULTS.md"])
-    assert len({row[0] for row in rows}) == len(rows), "a claim is told twice"
-    return {id_: (value, low, high, verdict) for id_, value, low, high, verdict in rows}
+    """By claim, what is told of it: once for each notebook that judges it."""
+    told = {}
+    for id_, value, low, high, verdict in CLAIM_ROW.findall(DOCUMENTS["RESULTS.md"]):
+        told.setdefault(id_, []).append((value, low, high, verdict))
+    return told
 
 
 def test_results_tell_of_every_full_run_and_of_nothing_else():
     claims = [claim["id"] for path in FULL for claim in yaml.safe_load(path.read_text())["claims"]]
-    assert sorted(claims) == sorted(told_claims())
+    assert sorted(claims) == sorted(id_ for id_, rows in told_claims().items() for _ in rows)
+
+
+def is_told(row, claim):
+    value, *ends, verdict = row
+    numbers = [float(text.replace("−", "-")) for text in (value, *ends) if text]
+    measured = [claim["value"], *(claim["interval"] or [])]
+    if None in measured:
+        return verdict == claim["verdict"]
+    return verdict == claim["verdict"] and numbers == pytest.approx(measured, abs=0.006)
 
 
 @pytest.mark.parametrize("path", FULL, ids=relative)
 def test_results_tell_the_verdicts_of_the_full_run(path):
     told = told_claims()
     for claim in yaml.safe_load(path.read_text())["claims"]:
-        value, low, high, verdict = told[claim["id"]]
-        assert verdict == claim["verdict"], claim["id"]
-        assert float(value.replace("−", "-")) == pytest.approx(claim["value"], abs=0.006), claim["id"]
-        if claim["interval"] and None not in claim["interval"]:
-            ends = [float(end.replace("−", "-")) for end in (low, high)]
-            assert ends == pytest.approx(claim["interval"], abs=0.006), claim["id"]
+        assert any(is_told(row, claim) for row in told[claim["id"]]), claim["id"]
 
 
 def test_results_tell_what_the_worlds_are():

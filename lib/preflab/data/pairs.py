@@ -13,18 +13,14 @@ Two objectives in files are told apart by a column `objective` in one file, by o
 of ratings for each.
 """
 
-import hashlib
-import json
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
-from typing import Any
 
-import numpy as np
 from datasets import Dataset
 
 from preflab.data.generators import GENERATORS, Pair, rated_prompt
+from preflab.data.keeping import disjoint, divided, fitting, limited, messages, of_part, sampled
 from preflab.data.report import Report, Splits, measured
 from preflab.data.schemas import check_offered, objectives_in, schema_of
 from preflab.data.sources import (
@@ -121,7 +117,7 @@ class WholePairs:
     def drawn(self, limits: Limits, seed: int) -> LoadedPairs:
         """At most so many pairs of each split. Raises BadInput if none are left."""
         dropped = self.dropped.copy()
-        pairs = {split: _sample(found, split, limits[split], seed, dropped) for split, found in self.pairs.items()}
+        pairs = {split: sampled(found, split, limits[split], seed, dropped) for split, found in self.pairs.items()}
         _check_some_left(self.source, self.objective, pairs, dropped)
         report = Report(
             source=self.source,
@@ -152,12 +148,12 @@ def _whole(
     _check_labels(source, objective, schema, tables)
     dropped: Counter[str] = Counter()
     candidates = _candidates(tables, schema, objective, test_share, dropped)
-    pairs, overlap = _disjoint(candidates, _held_out(tables, schema), dropped)
+    pairs, overlap = disjoint(candidates, _held_out(tables, schema), dropped)
     if fits:
-        pairs = {split: _fitting(members, fits, dropped) for split, members in pairs.items()}
+        pairs = {split: fitting(members, fits, dropped) for split, members in pairs.items()}
     if pairs_per_prompt:
-        pairs = {split: _drawn(members, pairs_per_prompt, dropped) for split, members in pairs.items()}
-    pairs["train"] = _of_part(pairs["train"], part, dropped)
+        pairs = {split: limited(members, pairs_per_prompt, dropped) for split, members in pairs.items()}
+    pairs["train"] = of_part(pairs["train"], part, dropped)
     rows_read = sum(len(table.rows) for table in tables)
     return WholePairs(source, objective, schema, commit, rows_read, pairs, dropped, overlap, _notes(schema, candidates))
 
@@ -232,7 +228,7 @@ def _candidates(tables: list[Table], schema: str, objective: str, test_share: fl
                 pairs[table.split].append(outcome)
             else:
                 dropped[outcome] += 1
-    return pairs if _both_splits(tables) else _split(pairs["train"] + pairs["test"], test_share)
+    return pairs if _both_splits(tables) else divided(pairs["train"] + pairs["test"], test_share)
 
 
 def _both_splits(tables: list[Table]) -> bool:
@@ -248,87 +244,6 @@ def _held_out(tables: list[Table], schema: str) -> set[Turns]:
     if schema != "rated" or not _both_splits(tables):
         return set()
     return {rated_prompt(row, where) for table in tables if table.split == "test" for where, row in table.numbered()}
-
-
-def _split(pairs: list[Pair], test_share: float) -> Splits:
-    """Sends a prompt to test if its hash, as a number in [0, 1), is below test_share."""
-    found: Splits = {"train": [], "test": []}
-    for pair in pairs:
-        found["test" if _hashed(pair.prompt) < test_share else "train"].append(pair)
-    return found
-
-
-def _of_part(pairs: list[Pair], part: tuple[float, float], dropped: Counter[str]) -> list[Pair]:
-    """Those whose prompt's hash is in the part; it has nothing to do with the one that holds prompts out."""
-    kept = [pair for pair in pairs if part[0] <= _hashed(["part", pair.prompt]) < part[1]]
-    _count(dropped, "in another part of the prompts", len(pairs) - len(kept))
-    return kept
-
-
-def _hashed(content: Any) -> float:
-    """A hash as a number in [0, 1)."""
-    digest = hashlib.sha256(json.dumps(content).encode()).digest()
-    return int.from_bytes(digest[:8]) / 2**64
-
-
-def _disjoint(pairs: Splits, held_out: set[Turns], dropped: Counter[str]) -> tuple[Splits, int]:
-    """The pairs without duplicates, and without train pairs whose prompt is in test; how many prompts were in both."""
-    train, test = _unique(pairs["train"], dropped), _unique(pairs["test"], dropped)
-    overlap = {pair.prompt for pair in train} & ({pair.prompt for pair in test} | held_out)
-    kept = [pair for pair in train if pair.prompt not in overlap]
-    _count(dropped, "prompt in test split", len(train) - len(kept))
-    return {"train": kept, "test": test}, len(overlap)
-
-
-def _unique(pairs: list[Pair], dropped: Counter[str]) -> list[Pair]:
-    """The first of equal pairs, in order."""
-    unique = {(pair.prompt, pair.chosen, pair.rejected): pair for pair in reversed(pairs)}
-    _count(dropped, "duplicate pair", len(pairs) - len(unique))
-    return list(reversed(unique.values()))
-
-
-def _fitting(pairs: list[Pair], fits: Callable, dropped: Counter[str]) -> list[Pair]:
-    @cache  # a reply may be in many pairs
-    def fitting(prompt: Turns, reply: str) -> bool:
-        return fits(_messages(prompt), _messages((("assistant", reply),)))
-
-    kept = [pair for pair in pairs if fitting(pair.prompt, pair.chosen) and fitting(pair.prompt, pair.rejected)]
-    _count(dropped, "longer than the context", len(pairs) - len(kept))
-    return kept
-
-
-def _drawn(pairs: list[Pair], limit: int, dropped: Counter[str]) -> list[Pair]:
-    """At most `limit` random pairs of each prompt, in their old order.
-
-    Each pair draws a lot, and the lowest of a prompt are kept. All sets of pairs are equally likely, so one reply may
-    come more often than another.
-    """
-    groups: dict[Turns, list[Pair]] = {}
-    for pair in pairs:
-        groups.setdefault(pair.prompt, []).append(pair)
-    kept = {pair for members in groups.values() for pair in sorted(members, key=_lot)[:limit]}
-    _count(dropped, "over pairs_per_prompt", len(pairs) - len(kept))
-    return [pair for pair in pairs if pair in kept]
-
-
-def _lot(pair: Pair) -> tuple[bytes, str]:
-    """A hash of the prompt and both replies. Which reply is chosen does not matter, so every objective draws alike."""
-    content = json.dumps([pair.prompt, sorted([pair.chosen, pair.rejected])])
-    return hashlib.sha256(content.encode()).digest(), pair.chosen
-
-
-def _sample(pairs: list[Pair], split: str, limit: int | None, seed: int, dropped: Counter[str]) -> list[Pair]:
-    """At most `limit` random pairs in their old order; train and test are drawn independently."""
-    if limit is None or limit >= len(pairs):
-        return pairs
-    _count(dropped, f"over max_{split}", len(pairs) - limit)
-    order = np.random.default_rng([seed, split == "test"]).permutation(len(pairs))
-    return [pairs[i] for i in sorted(order[:limit])]
-
-
-def _count(dropped: Counter[str], reason: str, n: int) -> None:
-    if n:  # a reason is listed only if it applied
-        dropped[reason] += n
 
 
 def _check_some_left(source: str, objective: str, pairs: Splits, dropped: Counter[str]) -> None:
@@ -349,14 +264,10 @@ def _rows(pairs: list[Pair], objective: str) -> list[dict]:
     """Pairs in the schema of this module."""
     return [
         {
-            "prompt": _messages(pair.prompt),
-            "chosen": _messages((("assistant", pair.chosen),)),
-            "rejected": _messages((("assistant", pair.rejected),)),
+            "prompt": messages(pair.prompt),
+            "chosen": messages((("assistant", pair.chosen),)),
+            "rejected": messages((("assistant", pair.rejected),)),
             "objective": objective,
         }
         for pair in pairs
     ]
-
-
-def _messages(turns: Turns) -> list[dict]:
-    return [{"role": role, "content": text} for role, text in turns]
