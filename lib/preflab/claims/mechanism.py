@@ -101,10 +101,12 @@ class Truth:
 def simulated(
     truth: Truth, spread: Mapping[str, float], sequences: int, seeds: int, rng: np.random.Generator
 ) -> list[Opposition]:
-    """Every cosine and every share has an error of its own, of the standard deviations `spread`."""
+    """Every cosine of gradients (`cosine`), cosine of dW (`updates`) and share has an error of its own, of the standard
+    deviations `spread`."""
+    deviations = np.array([spread["cosine"], spread["cosine"], spread["updates"]])
     found = []
     for i in range(sequences):
-        cosines = (truth.cosine if i == 0 else 0.0) + spread["cosine"] * rng.normal(size=(seeds, 3))
+        cosines = (truth.cosine if i == 0 else 0.0) + deviations * rng.normal(size=(seeds, 3))
         lost = 1 + 0.1 * rng.normal(size=seeds)
         foretold = (truth.share + spread["share"] * rng.normal(size=seeds)) * lost
         found.append(Opposition(str(i), cosines[:, :2], cosines[:, 2], lost, foretold))
