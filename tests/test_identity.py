@@ -387,6 +387,7 @@ OTHER = {  # another value for what is None, free text, data, or bound to other 
     ("CommonMode", "plan"): ((4, (Own(),)),),
     ("CommonMode", "apart"): ("temperature 1",),
     ("Evaluation", "held_out"): (TEST, TEST),
+    ("FirstGradients", "pairs"): (ReferenceLogProbs(BASE, OTHER_TRAIN), ReferenceLogProbs(BASE, TRAIN)),
     ("kl_target",): 1.0,
     ("size",): 0.5,
 }

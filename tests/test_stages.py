@@ -408,6 +408,21 @@ def test_texts_are_greedy_answers_to_questions():
     assert Texts(BASE, from_pairs(), asked, 6, 4).load() == expected
 
 
+def test_answers_that_are_judged_are_drawn_from_the_policy_as_it_is():
+    """At temperature 1, several a prompt, in the order of prompts."""
+    (drawn,) = DrawnAnswers(BASE, None, Prompts(PAIRS, 2, 6), 3, 8, 4).load()
+    asked = [prompt for prompt in Prompts(PAIRS, 2, 6).messages() for _ in range(3)]
+    tokenizer, model = BASE.tokenizer(), BASE.load()
+    assert drawn.samples == sample(
+        model, tokenizer, asked, max_new_tokens=8, temperature=1.0, seed=1, batch_size=AT_ONCE
+    )
+    assert drawn.texts == decode(tokenizer, drawn.samples)
+    batch = collate_responses(drawn.samples, tokenizer.pad_token_id, torch.device("cpu"))
+    with torch.no_grad():
+        expected = token_log_probs(model, batch).sum(1).numpy()
+    assert drawn.log_probs == pytest.approx(expected) and drawn.kl == pytest.approx(0)
+
+
 # --- evaluation -----------------------------------------------------------------------------------
 
 
@@ -438,21 +453,6 @@ def test_what_is_learnt_is_the_change_of_the_log_probs_of_all_training_pairs():
 
 
 # --- the probe ------------------------------------------------------------------------------------
-
-
-def test_answers_that_are_judged_are_drawn_from_the_policy_as_it_is():
-    """At temperature 1, several a prompt, in the order of prompts."""
-    (drawn,) = DrawnAnswers(BASE, None, Prompts(PAIRS, 2, 6), 3, 8, 4).load()
-    asked = [prompt for prompt in Prompts(PAIRS, 2, 6).messages() for _ in range(3)]
-    tokenizer, model = BASE.tokenizer(), BASE.load()
-    assert drawn.samples == sample(
-        model, tokenizer, asked, max_new_tokens=8, temperature=1.0, seed=1, batch_size=AT_ONCE
-    )
-    assert drawn.texts == decode(tokenizer, drawn.samples)
-    batch = collate_responses(drawn.samples, tokenizer.pad_token_id, torch.device("cpu"))
-    with torch.no_grad():
-        expected = token_log_probs(model, batch).sum(1).numpy()
-    assert drawn.log_probs == pytest.approx(expected) and drawn.kl == pytest.approx(0)
 
 
 @pytest.fixture
