@@ -11,6 +11,7 @@ from preflab.claims import INCONCLUSIVE, NOT_REPRODUCED, REPRODUCED, SMALLER, no
 from preflab.claims import forgetting as claims
 from preflab.claims.forgetting import Fate
 from preflab.claims.registration import registered
+from preflab.errors import BadInput
 from preflab.experiments.forgetting import ARMS, CONTROLS, OBJECTIVES, foretold, orders, other_of
 from preflab.methods.ipo import IPO
 from preflab.paths import project_root
@@ -234,13 +235,23 @@ def test_the_registered_run_is_that_of_the_profile():
 
 
 def test_every_cell_is_a_world_with_what_was_asked_for():
-    p = parameters(compatibilities=[-0.5, 0.5], strengths=[0.7, 0.9], draws=[3])
+    p = parameters(compatibilities=[-0.5, 0.5], strengths=[0.7, 0.9], draws=[3], control_compatibilities=[])
     assert len(p.worlds()) == 8
     for setting in p.worlds()[:3]:
         relation, (first, second) = setting.world.compatibility(), setting.world.objectives
         assert relation["correlation"] == pytest.approx(-0.5, abs=0.02)
         assert f"{first.strength:.2f}/{second.strength:.2f}" in setting.name
     assert [other_of(name) for name in OBJECTIVES] == ["second", "first"]
+
+
+def test_no_two_worlds_share_anything_and_controls_are_run_in_worlds_of_the_map():
+    p = parameters(compatibilities=[-0.5, 0.5], strengths=[0.7, 0.9], draws=[3, 4], control_compatibilities=[0.5])
+    weights = [tuple(s.world.objective("first").weights.values()) for s in p.worlds()]
+    assert len(set(weights)) == len(p.worlds()) == 16
+    (control,) = p.control_worlds()
+    assert control in p.worlds() and "+0.5, 0.90/0.90" in control.name
+    with pytest.raises(BadInput, match=r"control_compatibilities=\[0.1\]: expected some of"):
+        parameters(control_compatibilities=[0.1])
 
 
 def test_both_orders_share_their_first_stages_and_take_as_many_updates_as_both_at_once():

@@ -75,16 +75,16 @@ def test_intervals_over_objectives_cover_as_often_as_they_say(rng):
 
 
 def test_renaming_is_the_share_of_all_orders_with_as_large_a_correlation(rng):
-    names = NAMES[:4]
-    rows = rows_of(lambda *_: rng.normal(), names, x=rng.normal(size=12))
+    names = NAMES
+    rows = rows_of(lambda *_: rng.normal(), names, x=rng.normal(size=20))
     table = rows.pivot(index="own", columns="other", values="x")
     measured, found = spearmanr(rows.x, rows["share"]).statistic, []
     for order in permutations(names):
         new = dict(zip(names, order, strict=True))
         renamed = [table.loc[new[a], new[b]] for a, b in zip(rows.own, rows.other, strict=True)]
         found.append(spearmanr(renamed, rows["share"]).statistic >= measured - 1e-9)
-    p = dyads.by_renaming(rows, "x", "share", rng, 4000)
-    assert p == pytest.approx(np.mean(found), abs=0.03)
+    assert dyads.by_renaming(rows, "x", "share", rng, 120) == pytest.approx(np.mean(found))  # all of them
+    assert dyads.by_renaming(rows, "x", "share", rng, 119) == pytest.approx(np.mean(found), abs=0.15)  # some
 
 
 def test_a_measure_without_a_relation_seldom_seems_to_have_one():

@@ -7,7 +7,7 @@
 # side, and **each is trained after each other one**. That makes a map with a row and a column for each.
 #
 # The default takes the objectives of three worlds, which one small model speaks. The profiles `real` and `gpu` take human
-# preferences and a pretrained model: nobody made those objectives to order.
+# preferences and a pretrained model: nobody made those objectives.
 #
 # | | claim | asked as |
 # |---|---|---|
@@ -82,15 +82,15 @@ run.overview()
 #
 # Three measures say beforehand how two objectives relate:
 #
-# - **agreement**: where both label the same pairs of replies, the share that they label alike. It costs nothing;
-# - **cosine**: that of both losses' gradients at the base. It costs one pass over the pairs;
-# - **transfer**: it costs one stage.
+# - **agreement**: where both label the same pairs of replies, the share that they label alike (in a world the oracle tells it);
+# - **cosine**: that of both losses' gradients at the base, of a fresh adapter's weights. One pass over the pairs of each objective;
+# - **transfer**: one stage on each objective, which costs about as much.
 #
 # ## A cosine without its noise
 #
 # Gradients of a few hundred pairs are mostly noise, and noise has no direction in common. So a raw cosine is small whatever the
-# objectives are. Cut the pairs of each objective in parts. Part $i$ has the gradient $a_i = \mu_a + \text{noise}$. Parts of
-# different pairs have independent noise, so $\langle a_i, b_j\rangle$ with $i \ne j$ is right on average, and the cosine of the means is
+# objectives are. Cut the pairs of each objective in parts. Part $i$ has the gradient $a_i = \mu_a + \text{noise}$. As far as parts share
+# no prompt, their noise is independent. So $\langle a_i, b_j\rangle$ with $i \ne j$ is right on average, and the cosine of the means is
 #
 # $$\frac{U(a, b)}{\sqrt{U(a, a)\,U(b, b)}}, \qquad U(a, b) = \text{mean of } \langle a_i, b_j\rangle \text{ over } i \ne j.$$
 #
@@ -168,6 +168,8 @@ print("correlation of transfer less that of the cosine:", gap)
 # %% [markdown]
 # **Read it.** A mark is an ordered pair. On the dotted line a model ends as if its first stage had never been:
 # $m(XY) = m(Y)$, so share = transfer − 1. What lies above it is what the first stage leaves behind.
+# Below it the first stage made things worse than none. Transfer and share are divided by the same gain and measured on the same
+# pairs, which helps transfer.
 #
 # Objectives are in many pairs, so pairs are not independent witnesses. The intervals are
 # therefore jackknives over objectives, each left out once. `as large by renaming` gives the objectives of a measure each other's names

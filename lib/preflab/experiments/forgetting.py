@@ -6,6 +6,7 @@ and both at once. So the *same* held-out pairs are scored after every order, and
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Annotated, Literal, Self
 
 import numpy as np
@@ -99,6 +100,8 @@ class Forgetting(TwoStages):
         for name in ("compatibilities", "strengths", "draws", "control_compatibilities"):
             if len(set(values := getattr(self, name))) < len(values):
                 raise ValueError(f"{name}={values}: expected different numbers")
+        if odd := set(self.control_compatibilities) - set(self.compatibilities):
+            raise ValueError(f"control_compatibilities={sorted(odd)}: expected some of {self.compatibilities}")
         if (size := self.pair_training.batch_size) > self.train_pairs:
             raise ValueError(f"pair_training.batch_size={size}: expected at most train_pairs={self.train_pairs}")
         return self
@@ -109,19 +112,18 @@ class Forgetting(TwoStages):
         return self.worlds() + self.control_worlds()
 
     def worlds(self) -> list[Setting]:
-        """Of the map: every cell, every draw."""
-        return [
-            _setting(draw, compatibility, first, second)
-            for compatibility in self.compatibilities
-            for first in self.strengths
-            for second in self.strengths
-            for draw in self.draws
-        ]
+        """Of the map: every cell, every draw. Each has a seed of its own, so no two share an objective or a run."""
+        cells = list(product(self.compatibilities, self.strengths, self.strengths))
+        return [_setting(draw * len(cells) + i, *cell) for i, cell in enumerate(cells) for draw in self.draws]
 
     def control_worlds(self) -> list[Setting]:
-        """With the clearest labels."""
-        clearest = max(self.strengths)
-        return [_setting(self.draws[0], c, clearest, clearest) for c in self.control_compatibilities]
+        """Those of the map with the clearest labels, of the first draw."""
+        cells, clearest = product(self.compatibilities, self.strengths, self.strengths), max(self.strengths)
+        return [
+            world
+            for (compatibility, *strengths), world in zip(cells, self.worlds()[:: len(self.draws)], strict=True)
+            if compatibility in self.control_compatibilities and strengths == [clearest, clearest]
+        ]
 
     # --- stages
 
@@ -267,10 +269,10 @@ def other_of(objective: str) -> str:
     return OBJECTIVES[1 - OBJECTIVES.index(objective)]
 
 
-def _setting(draw: int, compatibility: float, first: float, second: float) -> Setting:
-    given = {"seed": draw, "compatibility": float(compatibility), "strength": first, "strength2": second}
+def _setting(seed: int, compatibility: float, first: float, second: float) -> Setting:
+    given = {"seed": seed, "compatibility": float(compatibility), "strength": first, "strength2": second}
     world = f"world:random({','.join(f'{name}={value}' for name, value in given.items())})"
-    return Setting(f"{compatibility:+.1f}, {first:.2f}/{second:.2f}, world {draw}", (world, world), OBJECTIVES)
+    return Setting(f"{compatibility:+.1f}, {first:.2f}/{second:.2f}, world {seed}", (world, world), OBJECTIVES)
 
 
 # --- what can be foretold -------------------------------------------------------------------------

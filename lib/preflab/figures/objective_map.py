@@ -63,7 +63,7 @@ def forecasts(rows: pd.DataFrame, measures: Mapping[str, str]) -> Figure:
     figure, axes = plt.subplots(
         1, len(measures), figsize=(3.1 * len(measures) + 1.6, 3.2), sharey=True, squeeze=False, layout="constrained"
     )
-    names, shapes = list(dict.fromkeys(rows.own)), "osD^v"
+    names, shapes = list(dict.fromkeys(rows.own)), "osD^vPX"
     for axis, (title, column) in zip(axes[0], measures.items(), strict=True):
         for i, name in enumerate(names):
             some = rows[rows.own == name]
