@@ -50,6 +50,7 @@ def slopes(rows: pd.DataFrame, lines: Mapping[str, np.ndarray], x: np.ndarray, c
     if np.isfinite([crossing.low, crossing.high]).all():
         axis.axvspan(crossing.low, crossing.high, color=COLOURS[2], alpha=0.15, lw=0, label="forgetting turns (95 %)")
     axis.set(xlabel="compatibility of the objectives", ylabel="Stage-2 change / Stage-1 gain")
+    axis.set_xlim(x[0] - 0.1, x[-1] + 0.1)  # the band may leave the grid
     axis.legend(frameon=False, fontsize=8.5)
     return figure
 
