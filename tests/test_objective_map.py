@@ -9,15 +9,17 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
-from preflab import dyads, geometry
+from preflab import dyads
 from preflab.alignment import parameters_of
 from preflab.claims import INCONCLUSIVE, NOT_REPRODUCED, REPRODUCED, SMALLER
 from preflab.claims import objective_map as claims
 from preflab.claims.objective_map import Succession
 from preflab.claims.registration import registered
+from preflab.data.keeping import hashed
 from preflab.errors import BadInput
 from preflab.experiments.two_stages import Setting
 from preflab.geometry import Labelled
+from preflab.likelihood import PairLogProbs
 from preflab.methods.dpo import DPO
 from preflab.models import Lora, unwrap
 from preflab.paths import project_root
@@ -249,12 +251,18 @@ def test_gradients_at_the_base_are_those_of_the_loss(cache):
     stage = FirstGradients(base, lora, 0, DPO(beta=0.3), tuple(of), 4, 3)
     policy = base.fresh_policy(lora, 0, scoring=True).eval()
     weights, pad = parameters_of(policy), base.tokenizer().pad_token_id
-    vectors = [
-        Labelled(some.pairs.encoded(base), some.load(), DPO(beta=0.3), pad).gradient(policy, weights, part, 32)[0]
-        for some in of
-        for part in geometry.cut(32, 4)
-    ]
+    vectors, prompts = [], []
+    for some in of:
+        rows, log_probs = some.pairs.encoded(base), some.load()
+        parts = [int(4 * hashed(["gradient", prompt])) for prompt in some.pairs.rows()["prompt"]]
+        for part in range(4):
+            own = [i for i, number in enumerate(parts) if number == part]
+            kept = PairLogProbs(*(t[own] for t in vars(log_probs).values()))
+            labelled = Labelled([rows[i] for i in own], kept, DPO(beta=0.3), pad)
+            vectors.append(labelled.gradient(policy, weights, range(len(own)), 32)[0])
+            prompts.append({str(rows[i]["prompt_ids"]) for i in own})
     unwrap(policy)
+    assert not any(one & other for i, one in enumerate(prompts) for j, other in enumerate(prompts) if i % 4 != j % 4)
     wanted = torch.stack(vectors) @ torch.stack(vectors).T
     assert torch.from_numpy(stage.load()).allclose(wanted, rtol=1e-9)
 

@@ -89,8 +89,9 @@ run.overview()
 # ## A cosine without its noise
 #
 # Gradients of a few hundred pairs are mostly noise, and noise has no direction in common. So a raw cosine is small whatever the
-# objectives are. Cut the pairs of each objective in parts. Part $i$ has the gradient $a_i = \mu_a + \text{noise}$. As far as parts share
-# no prompt, their noise is independent. So $\langle a_i, b_j\rangle$ with $i \ne j$ is right on average, and the cosine of the means is
+# objectives are. Cut the pairs of each objective in parts. Part $i$ has the gradient $a_i = \mu_a + \text{noise}$. A prompt is in
+# one part, the same for every objective, so two parts $i \ne j$ have independent noise: $\langle a_i, b_j\rangle$ is right on average.
+# The cosine of the means is
 #
 # $$\frac{U(a, b)}{\sqrt{U(a, a)\,U(b, b)}}, \qquad U(a, b) = \text{mean of } \langle a_i, b_j\rangle \text{ over } i \ne j.$$
 #

@@ -18,18 +18,18 @@ def divided(pairs: list[Pair], test_share: float) -> Splits:
     """Sends a prompt to test if its hash, as a number in [0, 1), is below test_share."""
     found: Splits = {"train": [], "test": []}
     for pair in pairs:
-        found["test" if _hashed(pair.prompt) < test_share else "train"].append(pair)
+        found["test" if hashed(pair.prompt) < test_share else "train"].append(pair)
     return found
 
 
 def of_part(pairs: list[Pair], part: tuple[float, float], dropped: Counter[str]) -> list[Pair]:
     """Those whose prompt's hash is in the part; it has nothing to do with the one that holds prompts out."""
-    kept = [pair for pair in pairs if part[0] <= _hashed(["part", pair.prompt]) < part[1]]
+    kept = [pair for pair in pairs if part[0] <= hashed(["part", pair.prompt]) < part[1]]
     _count(dropped, "in another part of the prompts", len(pairs) - len(kept))
     return kept
 
 
-def _hashed(content: Any) -> float:
+def hashed(content: Any) -> float:
     """A hash as a number in [0, 1)."""
     digest = hashlib.sha256(json.dumps(content).encode()).digest()
     return int.from_bytes(digest[:8]) / 2**64
