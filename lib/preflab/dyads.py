@@ -15,6 +15,7 @@ from scipy.stats import spearmanr
 
 from preflab.statistics import Interval, jackknife_interval
 
+INNER = 0.999  # of a correlation: at 1 its Fisher transform is infinite
 FEWEST = 5  # objectives: of 24 namings of four, one alone is as large in 4 % of all
 
 
@@ -39,7 +40,7 @@ def over_objectives(rows: pd.DataFrame, statistic: Callable[[pd.DataFrame], floa
 def correlation(rows: pd.DataFrame, one: str, other: str) -> Interval:
     """Spearman's, of two columns, over the rows that have both. The interval is made for its Fisher transform."""
     known = rows.dropna(subset=[one, other])
-    found = over_objectives(known, lambda some: np.arctanh(_spearman(some[one], some[other])))
+    found = over_objectives(known, lambda some: np.arctanh(np.clip(spearman(some[one], some[other]), -INNER, INNER)))
     return Interval(*(float(np.tanh(x)) for x in (found.value, found.low, found.high)))
 
 
@@ -67,9 +68,8 @@ def by_renaming(rows: pd.DataFrame, measure: str, outcome: str, rng: np.random.G
     return float(np.mean(null >= under(here) - 1e-9))
 
 
-def _spearman(one: np.ndarray, other: np.ndarray) -> float:
-    """Of two columns, (rows,). NaN for fewer than three rows, or where nothing differs. Kept off the ends, where the
-    transform is infinite."""
+def spearman(one: np.ndarray, other: np.ndarray) -> float:
+    """Rank correlation of two columns, (rows,). NaN for fewer than three rows, or where nothing differs."""
     if len(one) < 3 or min(np.ptp(one), np.ptp(other)) == 0:
         return float("nan")
-    return float(np.clip(spearmanr(one, other).statistic, -0.999, 0.999))
+    return float(spearmanr(one, other).statistic)

@@ -7,14 +7,14 @@ worlds are random effects (`preflab.mixed`). Strengths are centred, so an effect
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import pandas as pd
 from scipy.stats import binom
 
 from preflab.claims import Claim, decide, nothing, powers_of
-from preflab.margins import Outcome, independent_score, outcome, quartiles, shared_spread
+from preflab.claims.both_orders import BothOrders, order_matters
+from preflab.margins import independent_score, quartiles, shared_spread
 from preflab.mixed import Mixed, fit
 from preflab.statistics import Interval, seed_interval
 
@@ -32,55 +32,16 @@ CELLS = ("the most opposed", "the most alike")  # worlds that S5 asks, by their 
 
 
 @dataclass(frozen=True)
-class Fate:
-    """What became of one objective of a world, `own`, beside the `other` one: policy margins of its held-out pairs,
-    (seeds, pairs), in nats per token."""
+class Fate(BothOrders):
+    """What became of one objective of a world, `own`, beside the other one."""
 
     world: str
     own: str
     compatibility: float  # correlation of the two utilities
     strength: float  # accuracy of own labels
     other_strength: float
-    base: np.ndarray
-    alone: np.ndarray  # after a stage on the own objective
-    alone_dpo: np.ndarray  # the DPO margins then, nats
-    other_alone: np.ndarray  # after a stage on the other one
-    then_other: np.ndarray  # own, then other
-    last: np.ndarray  # other, then own
-    both: np.ndarray  # both at once
-    early: np.ndarray  # own, then the first part of other
-
-    @cached_property
-    def outcome(self) -> Outcome:
-        """The verdict of notebook 01 on own, then other."""
-        return outcome(self.base, self.alone, self.then_other, self.alone_dpo)
-
-    @property
-    def gain(self) -> float:
-        """What the own objective gains alone."""
-        return float((self.alone - self.base).mean())
-
-    @property
-    def change(self) -> np.ndarray:
-        """What Stage 2 did: (seeds, pairs)."""
-        return self.then_other - self.alone
-
-    @property
-    def learned(self) -> bool:
-        return self.outcome.verdict != "not learned"
-
-    def end(self, arm: str, skipped: int = 0) -> float:
-        """What is left at the end of an arm, a share of the gain; without the first `skipped` pairs."""
-        return self._share(arm, slice(skipped, None))
-
-    def transfer(self, pairs: int | None = None) -> float:
-        """What a stage on the other objective alone does to the own margins, a share of the own gain; of the first
-        `pairs`."""
-        return self._share("other_alone", slice(pairs))
-
-    def _share(self, arm: str, pairs: slice) -> float:
-        found, gained = ((margins - self.base)[:, pairs].mean() for margins in (getattr(self, arm), self.alone))
-        return float(found / gained)
+    both: np.ndarray  # margins after both at once
+    early: np.ndarray  # after own, then the first part of other
 
     def confident(self) -> np.ndarray:
         """Which pairs are in the top quartile, by the own margin after Stage 1: bool (seeds, pairs)."""
@@ -106,8 +67,8 @@ class Fate:
             "strength": self.strength,
             "other_strength": self.other_strength,
             "gain": self.gain,
-            "share": float(self.change.mean()) / self.gain,
-            "order": self.end("last") - self.end("then_other"),
+            "share": self.share,
+            "order": self.order,
             "both": self.end("both") - 1,
             "transfer": self.transfer(),
             "early": float((self.early - self.alone).mean()) / self.gain,
@@ -164,15 +125,15 @@ def forgetting_claims(fates: Sequence[Fate]) -> list[Claim]:
     ]
 
 
-def no_single_pattern(outcomes: Sequence[str]) -> Claim:
+def no_single_pattern(outcomes: Sequence[str], over: str = "objectives and worlds") -> Claim:
     decided = [o for o in outcomes if o not in ("inconclusive", "not learned")]
     counts = {kind: decided.count(kind) for kind in dict.fromkeys(decided)}
     sure = [kind for kind, n in counts.items() if binom.sf(n - 1, len(outcomes), ERROR) < ERROR]
     return Claim(
         "S1",
         "Sequential DPO has no single pattern of forgetting.",
-        "Number of outcomes that are more frequent over objectives and worlds than errors of 5 % explain. Reproduced: "
-        "2 or more; not reproduced: one, and three quarters have it.",
+        f"Number of outcomes that are more frequent over {over} than errors of 5 % explain. Reproduced: 2 or more;"
+        " not reproduced: one, and three quarters have it.",
         len(sure),
         None,
         decide(len(sure) >= 2, len(sure) == 1 and counts[sure[0]] >= 0.75 * len(outcomes)),
@@ -191,15 +152,7 @@ def depends_on_relation(model: Mixed | None) -> Claim:
 
 def depends_on_order(rows: pd.DataFrame | None) -> Claim:
     contrast = fit(rows, "order ~ 1", "world").interval("Intercept") if rows is not None else nothing()
-    return Claim(
-        "S3",
-        "What happens depends on the training order.",
-        "What an objective ends with if it comes last, less if it comes first, on the same pairs, a share of the gain; "
-        f"mean over worlds. Reproduced: interval leaves out 0; not reproduced: within ±{ORDER}.",
-        contrast.value,
-        (contrast.low, contrast.high),
-        decide(contrast.low * contrast.high > 0 and not contrast.within(ORDER), contrast.within(ORDER)),
-    )
+    return order_matters(contrast, "worlds", ORDER)
 
 
 def pairs_stray(fates: Sequence[Fate]) -> Claim:

@@ -7,16 +7,15 @@ of their gradients at the base, without its noise.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
 from preflab.claims import Claim, decide, powers_of
+from preflab.claims.both_orders import BothOrders, order_matters
 from preflab.claims.forgetting import no_single_pattern
-from preflab.dyads import FEWEST, by_renaming, correlation, names_of, over_objectives
-from preflab.margins import Outcome, outcome
+from preflab.dyads import FEWEST, by_renaming, correlation, names_of, over_objectives, spearman
 from preflab.statistics import Interval
 
 CORRELATION = 0.5  # of ranks: less orders too little to be of use
@@ -27,42 +26,23 @@ COLUMNS = ("own", "other", "gain", "share", "order", "transfer", "cosine", "agre
 
 
 @dataclass(frozen=True)
-class Succession:
-    """An objective, `own`, and the `other` one: policy margins of the own held-out pairs, (seeds, pairs), in nats per
-    token."""
+class Succession(BothOrders):
+    """What became of an objective, `own`, beside the `other` one."""
 
     own: str
     other: str
-    base: np.ndarray
-    alone: np.ndarray  # after a stage on the own objective
-    alone_dpo: np.ndarray  # the DPO margins then, nats
-    other_alone: np.ndarray  # after a stage on the other one
-    then_other: np.ndarray  # own, then other
-    last: np.ndarray  # other, then own
-    clusters: np.ndarray  # the prompt of each pair: (pairs,)
     cosine: float  # disattenuated, of both objectives' gradients at the base
     agreement: float  # share of the pairs that both order which they order alike; NaN where they order none
 
-    @cached_property
-    def outcome(self) -> Outcome:
-        """The verdict of notebook 01."""
-        return outcome(self.base, self.alone, self.then_other, self.alone_dpo, self.clusters)
-
-    @property
-    def learned(self) -> bool:
-        """Whether Stage 1 taught the own objective; the other one has nothing to do with it."""
-        return self.outcome.verdict != "not learned"
-
     def row(self) -> dict[str, object]:
         """What tables and rules see; shares of what the own objective gains alone."""
-        gain = float((self.alone - self.base).mean())
         return {
             "own": self.own,
             "other": self.other,
-            "gain": gain,
-            "share": float((self.then_other - self.alone).mean()) / gain,
-            "order": float((self.last - self.then_other).mean()) / gain,
-            "transfer": float((self.other_alone - self.base).mean()) / gain,
+            "gain": self.gain,
+            "share": self.share,
+            "order": self.order,
+            "transfer": self.transfer(),
             "cosine": self.cosine,
             "agreement": self.agreement,
             "outcome": self.outcome.verdict,
@@ -87,8 +67,7 @@ def map_claims(rows: pd.DataFrame) -> list[Claim]:
 
 def several_patterns(rows: pd.DataFrame) -> Claim:
     enough = len(names_of(rows)) >= FEWEST
-    claim = no_single_pattern(list(rows.outcome) if enough else [])
-    return replace(claim, statistic=claim.statistic.replace("objectives and worlds", "ordered pairs"))
+    return no_single_pattern(list(rows.outcome) if enough else [], "ordered pairs")
 
 
 def goes_with_relation(rows: pd.DataFrame) -> Claim:
@@ -107,16 +86,8 @@ def goes_with_relation(rows: pd.DataFrame) -> Claim:
 
 
 def goes_with_order(rows: pd.DataFrame) -> Claim:
-    found = over_objectives(rows, lambda some: float(some.order.mean()))
-    return Claim(
-        "S3",
-        "What happens depends on the training order.",
-        "What an objective ends with if it comes last, less if it comes first, on the same pairs, a share of the gain; "
-        f"mean over ordered pairs. Reproduced: interval leaves out 0; not reproduced: within ±{ORDER}.",
-        found.value,
-        (found.low, found.high),
-        decide(found.low * found.high > 0 and not found.within(ORDER), found.within(ORDER)),
-    )
+    contrast = over_objectives(rows, lambda some: float(some.order.mean()))
+    return order_matters(contrast, "ordered pairs", ORDER)
 
 
 # --- what can be foretold -------------------------------------------------------------------------
@@ -139,11 +110,9 @@ def foretold(rows: pd.DataFrame, measures: Mapping[str, str], rng: np.random.Gen
 def better(rows: pd.DataFrame, one: str, other: str) -> Interval:
     """By how much the correlation of one measure with the share is above that of another one, on pairs with both."""
     known = rows.dropna(subset=[one, other])
-    return over_objectives(known, lambda some: _rank(some, one) - _rank(some, other))
-
-
-def _rank(rows: pd.DataFrame, measure: str) -> float:
-    return float(rows[measure].corr(rows["share"], method="spearman"))
+    return over_objectives(
+        known, lambda some: spearman(some[one], some["share"]) - spearman(some[other], some["share"])
+    )
 
 
 # --- power ----------------------------------------------------------------------------------------

@@ -37,6 +37,7 @@ from preflab.errors import BadInput
 
 WHOLE = (0.0, 1.0)  # all training prompts, as a part
 Limits = dict[str, int | None]  # pairs of "train" and "test"; None for all
+EVERYTHING: Limits = {"train": None, "test": None}
 
 
 @dataclass(frozen=True)
@@ -78,9 +79,8 @@ def load_pairs(
     that are merely of no use are dropped and counted.
     """
     limits = {"train": max_train, "test": max_test}
-    _check_numbers(test_share, limits, pairs_per_prompt)
-    tables, commit = _read(source, objective, revision, limits, seed)
-    return _whole(source, objective, tables, commit, test_share, pairs_per_prompt, part, fits).drawn(limits, seed)
+    how = {"revision": revision, "test_share": test_share, "pairs_per_prompt": pairs_per_prompt, "part": part}
+    return whole_pairs(source, objective, fits=fits, limits=limits, seed=seed, **how).drawn(limits, seed)
 
 
 def whole_pairs(
@@ -92,12 +92,25 @@ def whole_pairs(
     pairs_per_prompt: int | None = None,
     part: tuple[float, float] = WHOLE,
     fits: Callable[[list[dict], list[dict]], bool] | None = None,
+    limits: Limits = EVERYTHING,
+    seed: int = 0,
 ) -> "WholePairs":
-    """What `load_pairs` draws from, of files or the hub: to be read once for many seeds. Raises BadInput as it does."""
-    no_limits: Limits = {"train": None, "test": None}
-    _check_numbers(test_share, no_limits, pairs_per_prompt)
-    tables, commit = _read(source, objective, revision, no_limits, 0)
-    return _whole(source, objective, tables, commit, test_share, pairs_per_prompt, part, fits)
+    """What `load_pairs` draws from. Files and the hub are read once for many seeds; of a world `limits` and `seed`
+    decide what there is. Raises BadInput as `load_pairs`."""
+    _check_numbers(test_share, limits, pairs_per_prompt)
+    tables, commit = _read(source, objective, revision, limits, seed)
+    schema = schema_of(tables)
+    _check_labels(source, objective, schema, tables)
+    dropped: Counter[str] = Counter()
+    candidates = _candidates(tables, schema, objective, test_share, dropped)
+    pairs, overlap = disjoint(candidates, _held_out(tables, schema), dropped)
+    if fits:
+        pairs = {split: fitting(members, fits, dropped) for split, members in pairs.items()}
+    if pairs_per_prompt:
+        pairs = {split: limited(members, pairs_per_prompt, dropped) for split, members in pairs.items()}
+    pairs["train"] = of_part(pairs["train"], part, dropped)
+    rows_read = sum(len(table.rows) for table in tables)
+    return WholePairs(source, objective, schema, commit, rows_read, pairs, dropped, overlap, _notes(schema, candidates))
 
 
 @dataclass(frozen=True)
@@ -132,30 +145,6 @@ class WholePairs:
         )
         train, test = (Dataset.from_list(_rows(pairs[split], self.objective)) for split in ("train", "test"))
         return LoadedPairs(train, test, report)
-
-
-def _whole(
-    source: str,
-    objective: str,
-    tables: list[Table],
-    commit: str | None,
-    test_share: float,
-    pairs_per_prompt: int | None,
-    part: tuple[float, float],
-    fits: Callable | None,
-) -> WholePairs:
-    schema = schema_of(tables)
-    _check_labels(source, objective, schema, tables)
-    dropped: Counter[str] = Counter()
-    candidates = _candidates(tables, schema, objective, test_share, dropped)
-    pairs, overlap = disjoint(candidates, _held_out(tables, schema), dropped)
-    if fits:
-        pairs = {split: fitting(members, fits, dropped) for split, members in pairs.items()}
-    if pairs_per_prompt:
-        pairs = {split: limited(members, pairs_per_prompt, dropped) for split, members in pairs.items()}
-    pairs["train"] = of_part(pairs["train"], part, dropped)
-    rows_read = sum(len(table.rows) for table in tables)
-    return WholePairs(source, objective, schema, commit, rows_read, pairs, dropped, overlap, _notes(schema, candidates))
 
 
 def objectives_of(source: str, revision: str | None = None) -> list[str]:

@@ -126,21 +126,23 @@ class ObjectiveMap(TwoStages):
         )
 
     @cached_property
+    def products(self) -> np.ndarray:
+        """Inner products of `gradients`, added up over seeds, because a sum is steadier than a mean of ratios."""
+        return np.sum([self.gradients(seed).load() for seed in self.seeds], 0)
+
+    @cached_property
     def cosines(self) -> dict[tuple[str, str], float]:
-        """Disattenuated, of both objectives' gradients at the base. Inner products are added up over seeds, because a
-        sum is steadier than a mean of ratios."""
-        products = np.sum([self.gradients(seed).load() for seed in self.seeds], 0)
+        """Disattenuated, of both objectives' gradients at the base."""
         at = geometry.slices(tuple(self.objectives), self.parts)
         return {
-            (one, other): float(geometry.disattenuated(products, at[one], at[other]))
+            (one, other): float(geometry.disattenuated(self.products, at[one], at[other]))
             for one, other in permutations(self.objectives, 2)
         }
 
     def ceilings(self) -> dict[str, float]:
         """Cosine of two halves of an objective's pairs, by title: how far noise lets a raw cosine rise."""
-        products = np.sum([self.gradients(seed).load() for seed in self.seeds], 0)
         at = geometry.slices(tuple(self.objectives), self.parts)
-        return {title: float(geometry.ceiling(products, at[title])) for title in self.objectives}
+        return {title: float(geometry.ceiling(self.products, at[title])) for title in self.objectives}
 
     def agreement(self) -> dict[frozenset[str], float]:
         """Of every two titles that order the same pairs of replies: the share that they order alike. A world tells it;
