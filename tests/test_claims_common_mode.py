@@ -3,11 +3,8 @@
 import numpy as np
 import pytest
 
-from preflab.claims.common_mode import EFFECTS, RULES, Names, common_mode_claims, powers, seeds_of
-from preflab.claims.registration import registered
+from preflab.claims.common_mode import EFFECTS, RULES, Names, common_mode_claims, seeds_of
 from preflab.common_mode import PARTS, Split
-from preflab.paths import project_root
-from preflab.running.reading import read_yaml
 
 NOTEBOOK = "09_common_mode"
 NAMES = Names("own", "cold", "hot", "sft", "data", "greedy")
@@ -69,17 +66,3 @@ def test_own_samples_are_told_in_standard_errors():
     run = [split(0, name, samples=0.4) for name in ("own", "cold", "hot", "sft", "data")]
     expected = 0.2 / (np.std([-0.1, 0.1, -0.1, 0.1], ddof=1) / 2)
     assert seeds_of({"dpo": [run], "ppo": [run]}, NAMES)["M1"] == pytest.approx([expected])
-
-
-def test_the_power_that_is_written_is_that_of_the_rules():
-    registration = registered(NOTEBOOK)
-    assert list(registration.claims) == list(RULES) == list(EFFECTS)
-    for name, of in registration.claims.items():
-        found = powers(name, registration.spread, len(registration.seeds), runs=100)
-        assert of["power"] == pytest.approx(found, abs=0.12), name
-
-
-def test_the_registered_profile_has_the_registered_seeds():
-    registration = registered(NOTEBOOK)
-    values = read_yaml(project_root() / "params" / registration.profile / f"{NOTEBOOK}.yaml")
-    assert tuple(values["seeds"]) == registration.seeds

@@ -10,14 +10,13 @@ import torch.nn.functional as F
 from preflab import adapters
 from preflab.alignment import parameters_of
 from preflab.claims import INCONCLUSIVE, NOT_REPRODUCED, REPRODUCED
-from preflab.claims.mechanism import EFFECTS, SMALL, Opposition, goes_with, mechanism_claims, powers
-from preflab.claims.registration import registered
+from preflab.claims.mechanism import SMALL, Opposition, goes_with, mechanism_claims
 from preflab.errors import BadInput
 from preflab.experiments.mechanism import angles, forecast_scores, losses, opposition
 from preflab.forecast import placed
 from preflab.likelihood import collate, token_log_probs
 from preflab.paths import project_root
-from preflab.running.reading import read_yaml, resolve
+from preflab.running.reading import resolve
 from preflab.stages.course import SETS, UNSCALED
 
 NOTEBOOK = project_root() / "notebooks" / "src" / "05_mechanism.py"
@@ -199,20 +198,3 @@ def test_a_correlation_beside_that_of_random_pairings(rng):
     found = goes_with(x, x**2, rng, 200)
     assert found.value == pytest.approx(1) and -1 < found.low < -0.5 and 0.5 < found.high < 1
     assert np.isnan(goes_with(x[:3], x[:3], rng, 200).value)
-
-
-def test_the_power_that_is_written_is_that_of_the_rules():
-    registration = registered("05_mechanism")
-    assert list(registration.claims) == list(EFFECTS)
-    for name, of in registration.claims.items():
-        found = powers(name, registration.spread, len(registration.seeds), runs=25)
-        assert of["power"] == pytest.approx(found, abs=0.1), name
-
-
-def test_the_registered_run_is_that_of_the_profile():
-    registration = registered("05_mechanism")
-    values = read_yaml(project_root() / "params" / registration.profile / "05_mechanism.yaml")
-    assert tuple(values["seeds"]) == registration.seeds
-    assert not set(registration.seeds) & set(registration.tuning_seeds)
-    settings = resolve(NOTEBOOK, values, "full").all_settings()
-    assert sum(len(s.orders) for s in settings if not s.repeats) == registration.spread["sequences"]

@@ -108,6 +108,7 @@ def test_seed_interval_is_students():
     expected = ttest_1samp(values, 0).confidence_interval(0.9)
     found = seed_interval(values, level=0.9)
     assert (found.value, found.low, found.high) == pytest.approx((7 / 3, expected.low, expected.high))
+    assert np.isnan(seed_interval(np.array([])).value)
     one = seed_interval(np.array([3.0]))
     assert one.value == 3 and np.isnan(one.low) and np.isnan(one.high)
 

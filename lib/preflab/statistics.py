@@ -100,10 +100,11 @@ def ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
 
 
 def seed_interval(values: np.ndarray, level: float = 0.95) -> Interval:
-    """Mean over seeds, (seeds,), with Student's interval; NaN ends for one seed, which says nothing of others."""
+    """Mean over seeds, (seeds,), with Student's interval; NaN ends for one seed, which says nothing of others. NaN for
+    none."""
     n = len(values)
     if n < 2:
-        return Interval(float(np.mean(values)), float("nan"), float("nan"))
+        return Interval(float(values[0]) if n else float("nan"), float("nan"), float("nan"))
     return _students(np.mean(values), np.std(values, ddof=1) / np.sqrt(n), n - 1, level)
 
 

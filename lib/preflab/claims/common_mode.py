@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from preflab.claims import NOT_REPRODUCED, REPRODUCED, Claim, decide
+from preflab.claims import Claim, decide, powers_of
 from preflab.common_mode import Split, share
 from preflab.statistics import Interval, seed_interval
 
@@ -146,16 +146,11 @@ EFFECTS = {  # rule: the least that counts for it, and what speaks against it
 
 
 def powers(name: str, spread: Mapping[str, float], seeds: int, runs: int = 1000) -> dict[str, float]:
-    """The power of a rule, by verdict: to reproduce what is true, and to reject what is not.
-
-    Numbers of seeds are normal around the truth, with the standard deviation `spread`: of standard errors for M1, of
-    shares for the others."""
+    """The power of a rule: see `powers_of`. Numbers of seeds are normal around the truth, with the standard deviation
+    `spread`: of standard errors for M1, of shares for the others."""
     deviation = spread["errors" if name == "M1" else "shares"]
-    rng = np.random.default_rng(0)
 
-    def power(truth: float, verdict: str) -> float:
-        drawn = truth + deviation * rng.normal(size=(runs, seeds))
-        return [RULES[name].verdict(seed_interval(numbers)) for numbers in drawn].count(verdict) / runs
+    def simulated(truth: float, rng: np.random.Generator) -> Claim:
+        return _claim(name, RULES[name], truth + deviation * rng.normal(size=seeds))
 
-    true, false = EFFECTS[name]
-    return {REPRODUCED: power(true, REPRODUCED), NOT_REPRODUCED: power(false, NOT_REPRODUCED)}
+    return powers_of(simulated, *EFFECTS[name], runs)

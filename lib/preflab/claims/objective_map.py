@@ -66,8 +66,7 @@ def map_claims(rows: pd.DataFrame) -> list[Claim]:
 
 
 def several_patterns(rows: pd.DataFrame) -> Claim:
-    enough = len(names_of(rows)) >= FEWEST
-    return no_single_pattern(list(rows.outcome) if enough else [], "ordered pairs")
+    return no_single_pattern(rows if len(names_of(rows)) >= FEWEST else None, "own", "own objectives")
 
 
 def goes_with_relation(rows: pd.DataFrame) -> Claim:

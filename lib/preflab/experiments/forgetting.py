@@ -56,8 +56,9 @@ class Control:
         return ", ".join(f"{k}={v}" for k, v in vars(self).items() if v != getattr(plain, k)) or "—"
 
 
+PLAIN = "plain"
 CONTROLS: dict[str, Control] = {
-    "plain": Control(),
+    PLAIN: Control(),
     "5 % replayed": Control(replay=0.05),
     "20 % replayed": Control(replay=0.2),
     "labels by a coin": Control(relabelled=True),
@@ -75,10 +76,12 @@ BOTH, ALL_WEIGHTS = "both at once", "all weights"  # no adapter, in both stages
 @dataclass(frozen=True)
 class Kept:
     """What a control leaves of the first objective, and what it teaches of the second, as shares of what each gains
-    alone."""
+    alone; then both less what plain Stage 2 does, on the same pairs and seeds."""
 
     first: Interval
     second: Interval
+    first_beyond: Interval
+    second_beyond: Interval
 
 
 class Forgetting(TwoStages):
@@ -240,20 +243,20 @@ class Forgetting(TwoStages):
 
     def kept(self, setting: Setting) -> dict[str, Kept]:
         """By control: what it leaves and what it teaches, in one world."""
-        gains = [self._gained(setting, o, [self.training(setting, (o,), s) for s in self.seeds]) for o in OBJECTIVES]
+        alone = [self._gained(setting, o, [self.training(setting, (o,), s) for s in self.seeds]) for o in OBJECTIVES]
         runs: dict[str, list[TrainingFromPairs]] = {}
         for seed in self.seeds:
             for name, training in self.controls(setting, seed).items():
                 runs.setdefault(name, []).append(training)
-        return {
-            name: Kept(
-                *(
-                    mean_interval(ratio(self._gained(setting, o, some), gain))
-                    for o, gain in zip(OBJECTIVES, gains, strict=True)
-                )
-            )
-            for name, some in runs.items()
-        }
+        gained = {name: [self._gained(setting, o, some) for o in OBJECTIVES] for name, some in runs.items()}
+
+        def shares(found: list[np.ndarray]) -> list[Interval]:
+            return [mean_interval(ratio(x, gain)) for x, gain in zip(found, alone, strict=True)]
+
+        def beyond(found: list[np.ndarray]) -> list[np.ndarray]:
+            return [x - plain for x, plain in zip(found, gained[PLAIN], strict=True)]
+
+        return {name: Kept(*shares(found), *shares(beyond(found))) for name, found in gained.items()}
 
     def _gained(self, setting: Setting, objective: str, trainings: Sequence[TrainingFromPairs]) -> np.ndarray:
         """What an objective's held-out margins gained over the base, a seed a run: (seeds, pairs)."""
@@ -282,17 +285,19 @@ def orders(fates: Sequence[Fate], pairs: int) -> pd.DataFrame:
     """For each world: what either order ends with, the mean over both objectives as a share of what each gains alone,
     and the order that is chosen: last comes the objective whose own Stage 1 harms the other one least.
 
-    The choice rests on the first `pairs` held-out pairs of each objective, the outcome on the others.
+    The choice rests on the first `pairs` held-out pairs of each objective, the outcome on the others. A world takes
+    part if both objectives were learnt: without a gain there is no share of it.
     """
+    names = ARMS[2:4]
     rows = {}
     for one, other in zip(fates[::2], fates[1::2], strict=True):  # first and second of one world
-        scores = {
-            "first → second": (one.end("then_other", pairs) + other.end("last", pairs)) / 2,
-            "second → first": (one.end("last", pairs) + other.end("then_other", pairs)) / 2,
-        }
-        chosen = "first → second" if one.transfer(pairs) >= other.transfer(pairs) else "second → first"
-        rows[one.world] = {**scores, "chosen": chosen, "gained": scores[chosen] - np.mean(list(scores.values()))}
-    return pd.DataFrame(rows).T
+        if not (one.learned and other.learned):
+            continue
+        ends = [("then_other", "last"), ("last", "then_other")]  # of one and of the other
+        scores = [(one.end(mine, pairs) + other.end(its, pairs)) / 2 for mine, its in ends]
+        first_comes_first = one.transfer(pairs) >= other.transfer(pairs)
+        rows[one.world] = [*scores, names[not first_comes_first], scores[not first_comes_first] - np.mean(scores)]
+    return pd.DataFrame.from_dict(rows, "index", columns=[*names, "chosen", "gained"])
 
 
 def foretold(rows: pd.DataFrame, measures: Mapping[str, str], rng: np.random.Generator, draws: int) -> pd.DataFrame:

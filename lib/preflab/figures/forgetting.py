@@ -57,7 +57,8 @@ def slopes(rows: pd.DataFrame, lines: Mapping[str, np.ndarray], x: np.ndarray, c
 
 def kept(panels: Mapping[str, Mapping[str, tuple[Interval, Interval]]]) -> Figure:
     """What controls leave of the first objective against what they teach of the second, shares of the gain of each
-    alone: a panel a world, `panels[title][control] = (first, second)`."""
+    alone: a panel a world, `panels[title][control] = (first, second)`. Axes are linear to 1 and logarithmic beyond,
+    because some methods move margins ten times as far as others."""
     names = list(next(iter(panels.values())))
     figure, axes = plt.subplots(
         1, 2 * len(panels), figsize=(3.0 * len(panels) * 1.7, 0.9 + 0.27 * len(names)), sharey=True, squeeze=False,
@@ -74,6 +75,8 @@ def kept(panels: Mapping[str, Mapping[str, tuple[Interval, Interval]]]) -> Figur
             axis.errorbar(value, y, xerr=error, fmt="os"[side], color=COLOURS[side], capsize=2, ms=4)
             axis.axvline(value[0], color="0.7", lw=0.8, ls=":", zorder=0)
             axis.axvline(0, color="0.4", lw=0.8, zorder=0)
+            axis.set_xscale("symlog", linthresh=1, linscale=0.8)
+            axis.xaxis.set_major_formatter("{x:g}")
             axis.set_title(f"{title}\n{what}", size=9)
     axes[0, 0].set_yticks(y, names)
     axes[0, 0].invert_yaxis()
