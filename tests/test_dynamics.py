@@ -247,6 +247,7 @@ def test_what_only_a_measurement_in_detail_has_is_nan_or_empty_without_it():
         assert plain.contributions.tobytes() == detailed.contributions.tobytes()
         for name in ("cosine", "ceilings", "predicted", "changed", "step_cosine"):
             assert np.isnan(getattr(plain, name)).all() and not np.isnan(getattr(detailed, name)[:-1]).any()
+            assert getattr(plain, name).shape == getattr(detailed, name).shape
         assert (plain.nll == detailed.nll).all()
         assert plain.layers == [{}] * len(plain.steps) and plain.inner.shape[1] == 0
         assert detailed.inner.shape[1] == (method == "ppo")

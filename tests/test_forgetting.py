@@ -330,6 +330,22 @@ def test_all_weights_are_a_control_in_both_stages():
     assert "all weights" not in parameters(full_learning_rate=None).controls(setting, 0)
 
 
+def test_an_adapter_on_top_trains_in_one_precision_and_is_measured_in_another(monkeypatch):
+    p, asked = parameters(), []
+    (setting,) = p.control_worlds()
+    run = p.controls(setting, 0)["an adapter of its own"]
+
+    def load(_, scoring):
+        asked.append(scoring)
+        raise LookupError  # what follows takes a trained Stage 1
+
+    monkeypatch.setattr(type(run.base), "load", load)
+    for policy in (run._starting_policy, run.final_policy, lambda: run.final_policy(scoring=True)):
+        with pytest.raises(LookupError), policy():
+            pass
+    assert asked == [False, False, True]
+
+
 def test_joined_and_relabelled_pairs_are_known_by_their_content():
     p = parameters()
     (setting, *_) = p.worlds()

@@ -239,6 +239,7 @@ def test_a_shift_moves_every_rate_by_the_same_log_odds(rng):
 
 def test_a_shifted_world_has_other_pairs_and_keeps_its_strength():
     plain, far = get_world("guide-conflict"), get_world("guide-conflict(shift=1.5)")
+    assert [get_world(f"guide-conflict(shift={end})").shift for end in (-3, 3)] == [-3, 3]  # as far as it goes
     assert far.objectives == plain.objectives and far.shift == 1.5 and far.name == "guide-conflict(shift=1.5)"
     rows = preference_pairs(far, "helpful", "train", 400, np.random.default_rng(0))
     gaps = gaps_of(far, far.objective("helpful"), rows)
@@ -293,6 +294,8 @@ def test_what_a_random_world_is_given_moves_nothing_else():
         ("random(1,0.5)", r"expected random\(NAME=NUMBER,\.\.\.\)"),
         ("random(seed=1,compatibility=0.1", r"expected random\(NAME=NUMBER,\.\.\.\)"),
         ("guide-conflict(shift=9)", "expected shift=NUMBER from -3 to 3"),
+        ("guide-conflict(shift=3.01)", "expected shift=NUMBER from -3 to 3"),
+        ("guide-conflict(shift=-3.01)", "expected shift=NUMBER from -3 to 3"),
         ("guide-conflict(drift=1)", "expected shift=NUMBER from -3 to 3"),
         ("guide-nowhere(shift=1)", "no such world"),
     ],

@@ -213,6 +213,12 @@ def test_budgets_are_known_before_anything_trains_and_equal():
         assert budgets[name]["thousand passes"] <= budgets[rival]["thousand passes"]
 
 
+def test_passes_are_told_in_thousands(monkeypatch):
+    p = parameters("04")
+    monkeypatch.setattr(type(p), "passes", lambda *_: 1_234_400)
+    assert {row["thousand passes"] for row in p.budgets().values()} == {1234}
+
+
 def test_a_budget_is_told_of_the_first_value():
     """Where values cost unequally, as with a trunk for the value head and without."""
     sweep = [{"own_value_trunk": True}, {"own_value_trunk": False}]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from scipy.stats import t as student
 
 from preflab import adapters
 from preflab.alignment import parameters_of
@@ -161,6 +162,13 @@ def made(cosines=0.0, updates=0.0, lost=1.0, foretold=0.1, spread=0.01):
 )
 def test_near_orthogonal(found, verdict):
     assert mechanism_claims(found)[0].verdict == verdict
+
+
+@pytest.mark.parametrize(("beyond", "verdict"), [(1e-6, NOT_REPRODUCED), (-1e-6, INCONCLUSIVE)])
+def test_against_near_orthogonal_speaks_one_of_three_intervals_of_each_sequence(beyond, verdict):
+    """Two sequences: six intervals, each at 1 - 0.05 / 6. Three seeds, whose standard deviation is 0.01."""
+    half = student.ppf(1 - 0.05 / 6 / 2, 2) * 0.01 / np.sqrt(3)
+    assert mechanism_claims([made(), made(updates=SMALL + half + beyond)])[0].verdict == verdict
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from preflab.statistics import (
     Interval,
     by_cluster,
     difference_interval,
+    jackknife_interval,
     mean_error,
     mean_interval,
     ratio,
@@ -108,9 +109,18 @@ def test_seed_interval_is_students():
     expected = ttest_1samp(values, 0).confidence_interval(0.9)
     found = seed_interval(values, level=0.9)
     assert (found.value, found.low, found.high) == pytest.approx((7 / 3, expected.low, expected.high))
+    two = seed_interval(np.array([1.0, 3.0]))  # Student's quantile with one degree of freedom is 12.706
+    assert (two.low, two.high) == pytest.approx((2 - 12.706, 2 + 12.706), abs=1e-3)
     assert np.isnan(seed_interval(np.array([])).value)
     one = seed_interval(np.array([3.0]))
     assert one.value == 3 and np.isnan(one.low) and np.isnan(one.high)
+
+
+def test_the_jackknife_of_the_mean_of_ten_is_students_interval(rng):
+    x = rng.normal(size=10)
+    without = np.array([np.delete(x, i).mean() for i in range(10)])
+    found, expected = jackknife_interval(x.mean(), without), seed_interval(x)
+    assert (found.value, found.low, found.high) == pytest.approx((expected.value, expected.low, expected.high))
 
 
 def test_a_cluster_is_the_sum_of_its_pairs_scaled():
