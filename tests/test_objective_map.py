@@ -18,6 +18,7 @@ from preflab.claims.registration import registered
 from preflab.data.keeping import hashed
 from preflab.errors import BadInput
 from preflab.experiments.two_stages import Setting
+from preflab.figures.objective_map import side_by_side
 from preflab.geometry import Labelled
 from preflab.likelihood import PairLogProbs
 from preflab.methods.dpo import DPO
@@ -271,3 +272,13 @@ def test_what_cannot_be_is_refused_in_one_line(given, says):
     with pytest.raises(BadInput) as error:
         parameters(**given)
     assert says in str(error.value) and "\n" not in str(error.value)
+
+
+def test_objectives_with_a_high_cosine_stand_side_by_side():
+    near = {frozenset("ac"): 0.9, frozenset("be"): 0.8}
+    cosines = np.array([near.get(frozenset((a, b)), -0.1) for a, b in permutations(NAMES, 2)])
+    order = "".join(side_by_side(rows_of(lambda *_: 0.0, cosine=cosines)))
+    assert sorted(order) == list("abcde") and any(two in order for two in ("ac", "ca"))
+    assert any(two in order for two in ("be", "eb"))
+    cosines[0] = np.nan
+    assert side_by_side(rows_of(lambda *_: 0.0, cosine=cosines)) == list("abcde")

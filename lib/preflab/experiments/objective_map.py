@@ -139,6 +139,14 @@ class ObjectiveMap(TwoStages):
             for one, other in permutations(self.objectives, 2)
         }
 
+    def cosine_errors(self) -> dict[frozenset[str], float]:
+        """Standard errors of `cosines`, by jackknife over the parts of the pairs."""
+        at = geometry.slices(tuple(self.objectives), self.parts)
+        return {
+            frozenset((one, other)): float(geometry.jackknife_error(self.products, at[one], at[other]))
+            for one, other in combinations(self.objectives, 2)
+        }
+
     def ceilings(self) -> dict[str, float]:
         """Cosine of two halves of an objective's pairs, by title: how far noise lets a raw cosine rise."""
         at = geometry.slices(tuple(self.objectives), self.parts)

@@ -8,6 +8,8 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
+from scipy.cluster.hierarchy import leaves_list, linkage
+from scipy.spatial.distance import squareform
 
 from preflab.statistics import Interval
 
@@ -30,13 +32,13 @@ def gains(found: Mapping[str, Interval], taught: list[str]) -> Figure:
 
 def matrices(rows: pd.DataFrame, columns: Mapping[str, tuple[str, float]]) -> Figure:
     """A heat map of each column of `rows` (title: column, end of the colours): the own objective from top to bottom,
-    the other one from left to right."""
-    names = list(dict.fromkeys([*rows.own, *rows.other]))
+    the other one from left to right. Objectives with a high cosine stand side by side."""
+    names = side_by_side(rows)
     side = 1.1 + 0.36 * len(names)
     figure, axes = plt.subplots(
         1,
         len(columns),
-        figsize=(side * len(columns) + 0.8, side + 0.6),
+        figsize=(side * len(columns) + 1.2, side + 0.6),
         sharey=True,
         squeeze=False,
         layout="constrained",
@@ -47,7 +49,7 @@ def matrices(rows: pd.DataFrame, columns: Mapping[str, tuple[str, float]]) -> Fi
         axis.set_facecolor("0.85")
         sns.heatmap(
             table, ax=axis, mask=table.isna(), cmap="RdBu", norm=TwoSlopeNorm(0, -end, end), annot=True, fmt="+.1f",
-            annot_kws={"size": 7.5}, linewidths=1, square=True, cbar=False,
+            annot_kws={"size": 7.5}, linewidths=1, square=True, cbar_kws={"shrink": 0.6, "extend": "both"},
         )  # fmt: skip
         axis.set(title=title, xlabel="the other objective", ylabel="the own objective" if axis is axes[0, 0] else "")
         axis.tick_params(length=0)
@@ -57,9 +59,23 @@ def matrices(rows: pd.DataFrame, columns: Mapping[str, tuple[str, float]]) -> Fi
     return figure
 
 
-def forecasts(rows: pd.DataFrame, measures: Mapping[str, str]) -> Figure:
+def side_by_side(rows: pd.DataFrame) -> list[str]:
+    """The objectives in the order of the leaves of a tree (average linkage of 1 - cosine, optimal leaf order); as they
+    come where a cosine is not known."""
+    names = list(dict.fromkeys([*rows.own, *rows.other]))
+    cosines = rows.pivot_table(index="own", columns="other", values="cosine").reindex(index=names, columns=names)
+    apart = 1 - cosines.to_numpy().clip(-1, 1)
+    np.fill_diagonal(apart, 0)
+    if len(names) < 3 or np.isnan(apart).any():
+        return names
+    tree = linkage(squareform((apart + apart.T) / 2), "average", optimal_ordering=True)
+    return [names[i] for i in leaves_list(tree)]
+
+
+def forecasts(rows: pd.DataFrame, measures: Mapping[str, str], found: Mapping[str, Interval]) -> Figure:
     """What each cheap measure (title: column) says, against what Stage 2 did: a mark an ordered pair, a colour and a
-    shape an own objective. The dotted line is where a first stage leaves nothing behind: share = transfer - 1."""
+    shape an own objective. `found` has the rank correlations by title. The dotted line is where a first stage leaves
+    nothing behind: share = transfer - 1."""
     figure, axes = plt.subplots(
         1, len(measures), figsize=(3.1 * len(measures) + 1.6, 3.2), sharey=True, squeeze=False, layout="constrained"
     )
@@ -74,6 +90,8 @@ def forecasts(rows: pd.DataFrame, measures: Mapping[str, str]) -> Figure:
         if column == "transfer":
             axis.axline((0, -1), slope=1, color="0.5", lw=0.9, ls=":", zorder=0)
         axis.set_xlabel(title)
+        rank, n = found[title].value, rows[column].notna().sum()
+        axis.set_title(f"{n} ordered pairs, rank correlation {rank:+.2f}" if np.isfinite(rank) else "", size=9)
     axes[0, 0].set_ylabel("Stage-2 change / Stage-1 gain")
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, frameon=False, fontsize=8, loc="outside right center", title="own objective")
