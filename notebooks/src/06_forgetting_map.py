@@ -266,7 +266,7 @@ print("the chosen order, less a random one (share of the gain, over worlds):", g
 # ## Claims
 #
 # The rules stand in `claims/forgetting.py`. What counts was set after the tuning worlds, to what the worlds of `full` can see. So
-# *not reproduced* says: not as large as 0.8 (S2), 0.5 (S3) or 0.9 over both strengths (S6) of the gain. It does not say that there is
+# *not reproduced* says: not as large as 0.55 (S2), 0.5 (S3) or 0.6 over both strengths (S6) of the gain. It does not say that there is
 # no effect. Intervals are Student's, over worlds. S1 counts an outcome once in a world, because its two objectives are not
 # independent.
 
