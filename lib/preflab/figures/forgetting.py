@@ -76,6 +76,8 @@ def kept(panels: Mapping[str, Mapping[str, tuple[Interval, Interval]]]) -> Figur
             axis.axvline(value[0], color="0.7", lw=0.8, ls=":", zorder=0)
             axis.axvline(0, color="0.4", lw=0.8, zorder=0)
             axis.set_xscale("symlog", linthresh=1, linscale=0.8)
+            low, high = axis.get_xlim()
+            axis.set_xticks([x for x in (-10, -3, -1, 0, 1, 3, 10) if low <= x <= high])
             axis.xaxis.set_major_formatter("{x:g}")
             axis.set_title(f"{title}\n{what}", size=9)
     axes[0, 0].set_yticks(y, names)
