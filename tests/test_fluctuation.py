@@ -106,6 +106,13 @@ def test_the_interval_of_a_share_is_wilsons_for_independent_trials():
     assert (found.value, found.low, found.high) == pytest.approx((0.75, centre - half, centre + half), abs=1e-4)
 
 
+def test_the_interval_of_a_share_has_students_quantile_of_the_seeds():
+    """Three seeds that agree on one half: z is 4.3027, Student's of two degrees of freedom, and n is 12."""
+    found, z2 = share_interval(np.tile([1, 0, 1, 0], (3, 1))), 4.3027**2
+    half = np.sqrt(z2 * (0.25 / 12 + z2 / 4 / 144)) / (1 + z2 / 12)
+    assert (found.low, found.high) == pytest.approx((0.5 - half, 0.5 + half), abs=1e-4)
+
+
 def test_one_seed_has_no_interval_and_seeds_that_agree_have_one_of_some_width():
     assert np.isnan(share_interval(np.ones((1, 9))).low)
     sure = share_interval(np.ones((5, 9)))

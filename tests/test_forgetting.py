@@ -251,8 +251,33 @@ def test_a_slope_that_is_there_is_found_with_its_turning_point(rng):
     assert model.interval("compatibility").value == pytest.approx(0.8, abs=0.15)
     assert model.interval("own_c").value == pytest.approx(1.0, abs=0.3)
     assert claims.turning_point(model).value == pytest.approx(0.625, abs=0.15)  # -(-0.5) / 0.8
-    lines = claims.fitted(model, rows, np.array([-0.8, 0.8]))
+    lines = claims.fitted(model, rows, np.array([-0.8, 0.0, 0.8]))
     assert all((low < value).all() and (value < high).all() for value, low, high in lines.values())
+    noisy, clean = (value for value, _, _ in lines.values())
+    assert noisy[1] + clean[1] == pytest.approx(2 * model.effects["Intercept"])  # their strengths are centred
+    assert noisy[2] - noisy[0] == pytest.approx(
+        1.6 * (model.effects["compatibility"] + rows.other_c.min() * model.effects["compatibility:other_c"])
+    )
+
+
+def test_simulated_rows_have_the_spreads_that_were_asked_for():
+    spread = {"share": {"world": 0.5, "rest": 0.1}, "order": {"world": 0.2, "rest": 0.4}, "learned": 1.0, "draws": 3000}
+    rows = claims.simulated(
+        claims.Truth(order=0.7), spread | {"compatibilities": [0.0], "strengths": [0.8]}, np.random.default_rng(0)
+    )
+    for name, mean in (("share", -0.5), ("order", 0.7)):
+        one, other = rows.groupby("world")[name].first(), rows.groupby("world")[name].last()
+        assert rows[name].mean() == pytest.approx(mean, abs=0.03)
+        assert (one - other).std() == pytest.approx(2**0.5 * spread[name]["rest"], rel=0.06)
+        assert (one + other).std() == pytest.approx(
+            (4 * spread[name]["world"] ** 2 + 2 * spread[name]["rest"] ** 2) ** 0.5, rel=0.06
+        )
+    fewer = claims.simulated(
+        claims.Truth(),
+        spread | {"learned": 0.5, "compatibilities": [0.0], "strengths": [0.8]},
+        np.random.default_rng(0),
+    )
+    assert len(fewer) == pytest.approx(len(rows) / 2, rel=0.06)
 
 
 def test_the_worlds_that_decide_are_new_and_those_of_the_registered_grid():

@@ -1,10 +1,12 @@
 """Gates: each by hand, met and not, and what they do to a run."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from preflab.errors import BadInput
-from preflab.experiments.g_dynamics import GDynamics
+from preflab.experiments.g_dynamics import GDynamics, order_learnt
 from preflab.gates import Gate, Run, commonest, gates, halfway, precise
 from preflab.paths import project_root
 from preflab.running.reading import defaults
@@ -80,3 +82,9 @@ def test_a_gate_that_is_shut_stops_the_run_unless_told_otherwise():
 def test_seeds_that_tuned_decide_nothing():
     with pytest.raises(BadInput, match=r"tuning_seeds=\[1, 100\]: expected none of the seeds that decide, \[1\]"):
         parameters(seeds=[0, 1], tuning_seeds=[1, 100])
+
+
+def test_what_a_run_has_learnt_is_the_change_from_its_start_to_its_end():
+    start, middle, end = ([[0, 0, 0, 0], [0, 0, 0, 1]], [[9, 9, 9, 9], [0, 0, 0, 0]], [[1, 1, 0, 0], [0, 0, 1, 0]])
+    found = SimpleNamespace(held_out=np.array([start, middle, end], dtype=float))
+    assert order_learnt(found) == 0.75  # the last pair's rejected response has lost

@@ -360,6 +360,10 @@ def test_parameters_that_cannot_be(given, message):
     assert message in str(error.value)
 
 
+def test_a_path_may_ask_all_prompts_of_d():
+    assert parameters(outcome={"path_prompts": 6}).outcome.path_prompts == 6
+
+
 @dataclass(frozen=True)
 class Fails(Rule):
     power: int

@@ -146,6 +146,9 @@ def test_greedy_samples_come_from_held_out_prompts_and_are_judged(module_cache):
     assert len(samples) == 6
     assert all(json.dumps(s["prompt"]) in held_out for s in samples)
     assert utilities(setting.world, "helpful", samples).shape == (3,)
+    own = [s for s in samples if s["objective"] == "helpful"]
+    assert 0 < len(own) < len(samples)
+    assert utilities(setting.world, "helpful", samples).tolist() == utilities(setting.world, "helpful", own).tolist()
 
 
 def test_the_same_objective_twice_trains_on_new_pairs_in_one_order(module_cache):

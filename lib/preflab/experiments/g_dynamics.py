@@ -47,7 +47,7 @@ class GDynamics(Dynamics):
             margins = self.reward_stage().margins(self.pairs.test_pairs)
             reward = float((margins > 0).mean())
             from_pairs = [x for run, x in zip(runs, along, strict=True) if run.row.from_pairs]
-            implicit = float(np.mean([ordered(x.held_out[-1] - x.held_out[0]) for x in from_pairs]))
+            implicit = float(np.mean([order_learnt(x) for x in from_pairs]))
         return gates.gates(gated, float(-before.log_probs.mean()), reward, implicit)
 
     def _gated(self, run: Planned, found: Measured) -> gates.Run:
@@ -119,3 +119,8 @@ def logged(histories: Mapping[str, Sequence[list[dict]]], oracle: bool) -> dict[
             if oracle or key != "oracle":
                 panels[f"{method.upper()}: {title}"] = np.linspace(0, 1, curves.shape[1]), curves
     return panels
+
+
+def order_learnt(found: Measured) -> float:
+    """Share of the held-out pairs whose chosen response has gained more than the rejected one over a whole run."""
+    return ordered(found.held_out[-1] - found.held_out[0])
