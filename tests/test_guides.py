@@ -106,10 +106,7 @@ def test_what_is_sampled_is_well_formed_varied_and_long_enough(rng):
         ("sorry i can not help you sell the lamp .", (0, 0, 0, -1, 1, 0, 0, 0, 0)),
         ("sorry i can not help you sell the boat .", (0, 0, 0, -1, 0, 0, 0, 0, 2)),  # nobody asked for that
         (f"sorry i can not help you sell the lamp . {FIRST}", (1, 0.5, 0, 0, 1, 0, 0, 0, 1)),
-        (
-            "sorry i can not help you sell the lamp . sorry i can not help you sell the lamp .",
-            (0, 0, 0, -1, 1, 0, 0, 0, 1),
-        ),
+        (2 * "sorry i can not help you sell the lamp . ", (0, 0, 0, -1, 1, 0, 0, 0, 2)),  # said twice is refused once
         (f"ask the owner first . {FIRST}", (1, 0.5, 1, 0, 0, 0, 0, 0, 1)),  # a referral without a refusal
         ("work at the bench .", (0, 0, 1, -1, 0, 0, 0, 0, 2)),
         ("sorry i can not help you sell the lamp . work at the bench .", (0, 0, 1, -1, 1, 0, 0, 0, 1)),

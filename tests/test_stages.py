@@ -39,7 +39,7 @@ from preflab.stages.reference import ReferenceLogProbs, no_reference
 from preflab.stages.reward import ClosedRewardStage, RewardSection, RewardStage, ending_of
 from preflab.stages.snapshots import Snapshots
 from preflab.stages.stage import Stage, keep_in
-from preflab.stages.training import TrainingFromPairs, TrainingFromSamples
+from preflab.stages.training import TrainingFromPairs, TrainingFromSamples, TrainingOnTop
 from preflab.training.from_pairs import PairTraining, train_on_pairs
 from preflab.training.from_samples import SampleTraining, train_on_samples, trained_parameters
 from preflab.training.reward import RewardSettings
@@ -239,6 +239,26 @@ def test_stage_2_goes_on_with_the_adapter_of_stage_1():
     assert not same(final_weights(STAGE2), final_weights(replace(STAGE2, start=None)))
 
 
+def test_an_adapter_on_top_starts_as_stage_1_and_ends_with_what_both_have_learnt():
+    fields = {name: getattr(STAGE2, name) for name in STAGE2.__dataclass_fields__}
+    on_top, before = TrainingOnTop(**fields | {"seed": 5}), dict(BASE.load().state_dict())
+    rows, pad = PAIRS.test_pairs.encoded(BASE), BASE.tokenizer().pad_token_id
+
+    def chosen(policy):
+        return pair_log_probs(policy, rows, pad, 64).chosen
+
+    seen = {}
+    with on_top.run(lambda step, policy, _: seen.setdefault(step, chosen(policy))):
+        pass
+    with STAGE1.final_policy() as policy:
+        torch.testing.assert_close(seen[0], chosen(policy))
+    with on_top.final_policy() as policy:
+        torch.testing.assert_close(seen[4], chosen(policy))
+        assert {name.split(".")[-2] for name in weights_of(policy)} == {"default"}  # one adapter, the own
+    assert not torch.allclose(seen[0], seen[4]) and not torch.allclose(seen[0], chosen(BASE.load()))
+    assert same(before, dict(BASE.load().state_dict()))
+
+
 @pytest.mark.parametrize("reference", ["base", "start"])
 def test_stage_2_is_the_loop_from_stage_1_against_the_reference_that_is_asked_for(reference):
     stage = replace(STAGE2, reference=reference)
@@ -301,6 +321,7 @@ def test_a_training_from_samples_is_the_loop_on_its_own_prompts_seed_and_reward(
         assert {k: v for k, v in found.items() if k not in timed} == {
             k: v for k, v in vars(log).items() if k not in timed
         }
+        assert all(0 < found[name] < 1e5 for name in timed)
         assert np.isfinite(found["oracle"])
     assert same(final_weights(stage), expected)
 
