@@ -297,17 +297,23 @@ def test_pairs_that_dpo_learns_from_have_the_c_that_notebook_02_measures():
                 assert x.value(name) == pytest.approx(whole[name][0, of_step[x.step]], rel=1e-6, abs=1e-6)
 
 
-def test_advantages_are_those_of_an_iteration():
-    p = parameters()
+@pytest.mark.parametrize("target", [None, 0.01])
+def test_advantages_are_those_of_an_iteration(target):
+    """With the KL coefficient of that iteration, if it adapts; at the end of a run with that of the last one."""
+    p = parameters(ppo={"kl_target": target})
     training = run_of(p, "ppo")
-    stage, found = p.common_mode(training), []
+    stage, found, log = p.common_mode(training), [], training.load()
+    coefficients = [entry["kl_coefficient"] for entry in log]
+    assert (len(set(coefficients)) == 1) == (target is None)
 
     def look(step, policy, values):
         drawer = SamplesDrawer(training, 6, 8, 5)
         reference = reference_of(policy, training.base.load(scoring=True))
         how = {"max_new_tokens": 8, "size": 5, "seed": [0, step], "accelerator": Accelerator()}
         tokenizer = training.base.tokenizer()
-        args = (policy, values, tokenizer, drawer.prompts, reference, training.reward.load(), training.method)
+        ran = min(step // training.loop.updates, len(log) - 1)
+        method = replace(training.method, kl_coefficient=coefficients[ran])
+        args = (policy, values, tokenizer, drawer.prompts, reference, training.reward.load(), method)
         rollout = collect(*args, **how)
         found.append((drawer._advantages(policy, values, step, rollout.samples, rollout.batch), rollout.advantages))
 
