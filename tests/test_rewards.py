@@ -135,7 +135,7 @@ def test_quality_by_hand():
     assert found["accuracy"] == 0.75 and found["best_accuracy"] == 0.75
     assert found["order_accuracy"] == 0.5
     assert found["calibration_error"] == pytest.approx(np.mean(np.abs(expit(margins) - probabilities)))
-    assert rewards.quality(np.zeros(2), np.array([0.9, 0.1]))["order_accuracy"] == 0.5  # no margin prefers none
+    assert rewards.quality(np.zeros(2), np.array([0.9, 0.8]))["order_accuracy"] == 0  # no margin prefers none
     assert rewards.quality(margins)["calibration_error"] == pytest.approx(abs(expit(np.abs(margins)).mean() - 0.75))
 
 
