@@ -2,6 +2,7 @@
 PYTHON ?= python3
 PROFILE ?= default
 DATA ?= data
+NAME ?= 01_sequential_settings
 VENV := .venv
 STAMP := $(VENV)/.stamp
 BIN := $(VENV)/bin
@@ -10,7 +11,7 @@ BESIDE := $(patsubst %,tests/test_%.py,notebooks cli identity bad_input cache)  
 TRAINING := $(filter-out 90_benchmarks,$(NAMES))
 
 .DEFAULT_GOAL := help
-.PHONY: help env reproduce test test-library test-notebooks kills whole mutants expected bench real gpu gpu-tests gpu-sizes gpu-real model lab sync notebooks figures clean-cache
+.PHONY: help env reproduce test test-library test-notebooks kills whole mutants expected bench real gpu gpu-tests gpu-sizes gpu-real model lab sync notebooks figures book slides clean-cache
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -86,6 +87,18 @@ notebooks: env  ## Re-execute the committed notebooks from notebooks/src
 
 figures: env  ## Publish the figures and numbers of PROFILE to figures/
 	$(BIN)/preflab publish --profile $(PROFILE)
+
+book: $(VENV)/.book  ## Build the site from what is committed: open book/html/index.html
+	$(BIN)/python docs/making/stage.py
+	$(BIN)/sphinx-build -q -W --keep-going -c docs book/source book/html
+	$(BIN)/python docs/making/check.py book/html
+
+slides: $(VENV)/.book  ## Make slides of one notebook (NAME=02_g_dynamics)
+	$(BIN)/python docs/making/slides.py $(NAME)
+
+$(VENV)/.book: requirements-book.lock $(STAMP)
+	$(BIN)/pip install --no-deps -r requirements-book.lock
+	@touch $@
 
 clean-cache: env  ## Delete the cache of trained stages
 	$(BIN)/preflab cache clear

@@ -28,6 +28,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 DECLARED = PROJECT["project"]["dependencies"]
 DEV = PROJECT["project"]["optional-dependencies"]["dev"]
+BOOK = PROJECT["project"]["optional-dependencies"]["book"]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 SOURCES = sorted((ROOT / "notebooks" / "src").glob("*.py"))
 PARAMS = sorted((ROOT / "params").glob("*/*.yaml"))
@@ -37,8 +38,8 @@ def relative(path):
     return str(path.relative_to(ROOT))
 
 
-def lock():
-    lines = [line for line in (ROOT / "requirements.lock").read_text().splitlines() if line[:1] != "#"]
+def lock(name="requirements.lock"):
+    lines = [line for line in (ROOT / name).read_text().splitlines() if line[:1] != "#"]
     assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.]+", line) for line in lines), "a pin is NAME==VERSION"
     pins = {canonicalize_name(name): pin for name, pin in (line.split("==") for line in lines)}
     assert len(pins) == len(lines)
@@ -56,6 +57,13 @@ def environment():
 def test_a_dependency_is_pinned_within_its_range(text):
     requirement = Requirement(text)
     assert requirement.specifier.contains(lock()[canonicalize_name(requirement.name)])
+
+
+@pytest.mark.parametrize("text", BOOK)
+def test_a_dependency_of_the_site_is_pinned_in_a_lock_of_its_own(text):
+    requirement, pins = Requirement(text), lock("requirements-book.lock")
+    assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)])
+    assert not set(pins) & set(lock()), "a package has one pin"
 
 
 def test_the_environment_equals_the_lock():
@@ -227,7 +235,7 @@ def test_the_library_reads_no_environment_variable_of_its_own():
 
 def test_no_text_names_a_folder_of_somebodys_machine():
     machine = re.compile(r"(?<![\w.~-])/(" + "|".join(["work", "root", "home", "Users", "tmp"]) + r")/\w")
-    names = ("lib", "notebooks", "params", "tests", "figures", ".ci")
+    names = ("lib", "notebooks", "params", "tests", "figures", "docs", ".ci")
     files = [f for name in names for f in (ROOT / name).rglob("*") if f.is_file() and "__pycache__" not in f.parts]
     files += [f for f in ROOT.iterdir() if f.is_file() and f.name != ".git"]  # which is a file in a git worktree
     found = {}
