@@ -22,6 +22,7 @@ def cold(tmp_path_factory):
 # Those are compared in the smoke profile, in float64 (test_runs.py).
 LIKELIHOOD = 1e-3
 LIKELIHOODS = {
+    "00_start_here": r"^/(metrics|series)/",
     "01_sequential_settings": r"^/(metrics/(compatibility|outcomes|transitions)|series)/",
     "02_g_dynamics": r"^/(metrics/reward|series/(progress|nll/dpo|predicted/dpo|changed/dpo|cosine/dpo|g/dpo))",
     "03_component_ablations": r"^/series/(log_probs|accuracy)/DPO",
