@@ -7,6 +7,7 @@ VENV := .venv
 STAMP := $(VENV)/.stamp
 BIN := $(VENV)/bin
 NAMES := $(basename $(notdir $(wildcard notebooks/src/*.py)))
+SOLUTIONS := $(basename $(notdir $(wildcard notebooks/src/solutions/*.py)))
 BESIDE := $(patsubst %,tests/test_%.py,notebooks cli identity bad_input cache)  # the half of `make test` that takes as long as the rest
 TRAINING := $(filter-out 90_benchmarks,$(NAMES))
 
@@ -83,7 +84,7 @@ sync: env  ## Bring what was edited in JupyterLab to notebooks/src
 	$(BIN)/preflab sync
 
 notebooks: env  ## Re-execute the committed notebooks from notebooks/src
-	set -e; for name in $(NAMES); do $(BIN)/preflab render $$name; done
+	set -e; for name in $(NAMES) $(SOLUTIONS); do $(BIN)/preflab render $$name; done
 
 figures: env  ## Publish the figures and numbers of PROFILE to figures/
 	$(BIN)/preflab publish --profile $(PROFILE)

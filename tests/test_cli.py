@@ -581,6 +581,23 @@ def test_what_was_edited_in_jupyterlab_comes_to_the_sources_without_outputs(proj
     assert "{}" not in source.read_text().partition("print")[2]  # no output of the cell
 
 
+def test_solutions_are_rendered_and_synced_in_folders_of_their_own(project):
+    root, name = project.root / "notebooks", f"{NAME}_solutions"
+    source, notebook = root / "src" / "solutions" / f"{name}.py", root / "solutions" / f"{name}.ipynb"
+    assert "no notebook of this name in notebooks/src/solutions/" in one_error(project.call("render", name))
+    source.parent.mkdir()
+    source.write_text("# %%\nprint(6 * 7)\n")
+    before = (root / f"{NAME}.ipynb").read_text()
+    assert project.call("render", name).exit_code == 0
+    rendered = nbformat.read(notebook, as_version=4)
+    assert [output.text for output in rendered.cells[0].outputs] == ["42\n"]
+    assert (root / f"{NAME}.ipynb").read_text() == before
+    rendered.cells[0].source = "print('edited')"
+    nbformat.write(rendered, notebook)
+    assert str(source) in project.call("sync").stdout
+    assert jupytext.read(source).cells[0].source == "print('edited')" and not (source.parents[1] / source.name).exists()
+
+
 def test_publish_copies_figures_and_numbers_only(project):
     folder, target = project.results / "quick" / NAME, project.root / "figures" / "quick" / NAME
     error = one_error(project.call("publish", "--profile", "quick"))

@@ -5,8 +5,9 @@ import re
 import subprocess
 import sys
 
+import nbformat
 import pytest
-from checkouts import NAMES, ROOT, checkout, compare
+from checkouts import NAMES, ROOT, SOLUTIONS, checkout, compare
 
 
 @pytest.fixture(scope="module")
@@ -21,6 +22,7 @@ def cold(tmp_path_factory):
 # Those are compared in the smoke profile, in float64 (test_runs.py).
 LIKELIHOOD = 1e-3
 LIKELIHOODS = {
+    "00_start_here": r"^/(metrics|series)/",
     "01_sequential_settings": r"^/(metrics/(compatibility|outcomes|transitions)|series)/",
     "02_g_dynamics": r"^/(metrics/reward|series/(progress|nll/dpo|predicted/dpo|changed/dpo|cosine/dpo|g/dpo))",
     "03_component_ablations": r"^/series/(log_probs|accuracy)/DPO",
@@ -33,7 +35,7 @@ LIKELIHOODS = {
 }
 
 
-WHOLE = ("01_sequential_settings", "90_benchmarks")  # `make test` would take half an hour with all of them
+WHOLE = ("01_sequential_settings", "90_benchmarks")  # all of them take half an hour
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.soak] * (n not in WHOLE)) for n in NAMES])
@@ -49,3 +51,36 @@ def test_committed_notebook_runs_from_cold_to_the_same_science(name, cold):
     assert [c["id"] for c in found["claims"]] == [c["id"] for c in committed["claims"]]
     of_likelihoods = re.compile(LIKELIHOODS[name])
     compare(found, committed, LIKELIHOOD, lambda path: bool(of_likelihoods.search(path)))
+
+
+@pytest.mark.parametrize("name", SOLUTIONS)
+def test_solutions_say_from_cold_what_is_committed(name, cold):
+    """All that their cells print: words exactly, and numbers up to one unit of their last digit."""
+    file = f"notebooks/solutions/{name}.ipynb"
+    command = [sys.executable, "-m", "preflab.running.cli", "render", name]
+    done = subprocess.run(command, cwd=cold, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found, committed = printed(cold / file), printed(ROOT / file)
+    assert len(found) == len(committed)
+    assert not [(ours, theirs) for ours, theirs in zip(found, committed, strict=True) if not alike(ours, theirs)]
+
+
+def printed(file):
+    """The words of all outputs but pictures."""
+    outputs = [output for cell in nbformat.read(file, as_version=4).cells for output in cell.get("outputs", [])]
+    texts = [output.get("text") or output.data["text/plain"] for output in outputs]
+    return " ".join(text for text in texts if not text.startswith("<Figure")).split()
+
+
+def alike(ours, theirs):
+    if ours == theirs or not all(re.fullmatch(r"[-+]?\d+(\.\d+)?", word) for word in (ours, theirs)):
+        return ours == theirs
+    return abs(float(ours) - float(theirs)) < 1.01 * 10 ** -len(theirs.partition(".")[2])
+
+
+@pytest.mark.parametrize(("ours", "theirs", "same"), [
+    ("True", "True", True), ("True", "False", False), ("0.30", "0.31", True), ("-0.00", "0.00", True),
+    ("0.30", "0.32", False), ("0.0031", "0.0041", False), ("53", "54", True), ("53", "55", False), ("0.3", "x", False),
+])  # fmt: skip
+def test_what_solutions_print_is_compared_to_its_last_digit(ours, theirs, same):
+    assert alike(ours, theirs) == same

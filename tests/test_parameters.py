@@ -71,6 +71,7 @@ def by_section(overview):
 
 
 NOT_SHOWN = {
+    "00_start_here": {"data", "hardware"},  # a world has no files; a CPU is enough
     "05_mechanism": {"prompts", "stage2_reference"},  # notebook 01's, which 05 holds at one value
     "06_forgetting_map": {"test_share"},  # of files; 06 has worlds alone
 }

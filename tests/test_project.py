@@ -29,8 +29,9 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 DECLARED = PROJECT["project"]["dependencies"]
 DEV = PROJECT["project"]["optional-dependencies"]["dev"]
 BOOK = PROJECT["project"]["optional-dependencies"]["book"]
-NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-SOURCES = sorted((ROOT / "notebooks" / "src").glob("*.py"))
+NOTEBOOKS = sorted([*(ROOT / "notebooks").glob("*.ipynb"), *(ROOT / "notebooks" / "solutions").glob("*.ipynb")])
+SOURCES = sorted((ROOT / "notebooks" / "src").glob("*.py"))  # of notebooks that have parameters
+SOLUTIONS = sorted((ROOT / "notebooks" / "src" / "solutions").glob("*.py"))
 PARAMS = sorted((ROOT / "params").glob("*/*.yaml"))
 
 
@@ -90,7 +91,7 @@ def test_every_import_of_the_library_is_declared():
     distributions = packages_distributions()
     declared = {canonicalize_name(Requirement(text).name) for text in DECLARED}
     undeclared = set()
-    for path in [*(ROOT / "lib").rglob("*.py"), *SOURCES]:
+    for path in [*(ROOT / "lib").rglob("*.py"), *SOURCES, *SOLUTIONS]:
         for node in ast.walk(ast.parse(path.read_text())):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
             names += [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
@@ -120,7 +121,14 @@ def code_cells(notebook):
 
 
 def test_every_source_is_rendered_and_every_notebook_has_a_source():
-    assert {n.stem for n in NOTEBOOKS} == {s.stem for s in SOURCES} == set(EXPERIMENTS)
+    assert {source_of(n) for n in NOTEBOOKS} == {*SOURCES, *SOLUTIONS}
+    assert {s.stem for s in SOURCES} == set(EXPERIMENTS)
+    assert {s.stem.removesuffix("_solutions") for s in SOLUTIONS} <= set(EXPERIMENTS)
+
+
+def source_of(notebook):
+    folder = ROOT / "notebooks"
+    return folder / "src" / notebook.relative_to(folder).with_suffix(".py")
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=relative)
@@ -128,16 +136,24 @@ def test_notebook_and_source_are_in_sync(path):
     def cells(file):
         return [(cell.cell_type, cell.source, cell.metadata.get("tags")) for cell in jupytext.read(file).cells]
 
-    assert cells(path) == cells(path.parent / "src" / f"{path.stem}.py")
+    assert cells(path) == cells(source_of(path))
 
 
 def test_jupytext_pairs_the_folders():
     """An edit saved in JupyterLab reaches the file that is reviewed, and the other way round."""
     config = load_jupytext_configuration_file(str(ROOT / "pyproject.toml"))
-    formats = long_form_multiple_formats(config.default_formats(str(ROOT / "notebooks" / "a.ipynb")))
-    for file, fmt in (("a.ipynb", "ipynb"), ("src/a.py", "py:percent")):
-        paired = [p for p, _ in paired_paths(str(ROOT / "notebooks" / file), fmt, formats)]
-        assert paired == [str(ROOT / "notebooks" / "a.ipynb"), str(ROOT / "notebooks" / "src" / "a.py")]
+    for notebook in (ROOT / "notebooks" / "a.ipynb", ROOT / "notebooks" / "solutions" / "a.ipynb"):
+        formats = long_form_multiple_formats(config.default_formats(str(notebook)))
+        for file, fmt in ((notebook, "ipynb"), (source_of(notebook), "py:percent")):
+            paired = [p for p, _ in paired_paths(str(file), fmt, formats)]
+            assert paired == [str(notebook), str(source_of(notebook))]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=relative)
+def test_links_of_a_notebook_lead_somewhere(path):
+    text = "\n".join(cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "markdown")
+    links = re.findall(r"\]\(((?!http)[^)]+)\)", text)
+    assert not [link for link in links if not (path.parent / link).exists()]
 
 
 def test_a_notebook_is_valid_and_executed_in_order(notebook):

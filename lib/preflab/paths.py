@@ -5,6 +5,7 @@ from pathlib import Path
 from preflab.errors import BadInput
 
 MARKS = ("notebooks", "params", "pyproject.toml")  # what a checkout of this project holds
+SOLUTIONS = "solutions"  # of exercises: a folder of notebooks/ and of notebooks/src/, and how names in it end
 MODELS = "models"  # the folder of a checkout where `preflab model` puts what it gets
 
 

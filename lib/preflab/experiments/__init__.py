@@ -11,8 +11,10 @@ from preflab.experiments.mechanism import Mechanism
 from preflab.experiments.objective_map import ObjectiveMap
 from preflab.experiments.optimisers import Optimisers
 from preflab.experiments.sequential import Sequential
+from preflab.experiments.start_here import StartHere
 
 EXPERIMENTS: dict[str, type[Parameters]] = {
+    "00_start_here": StartHere,
     "01_sequential_settings": Sequential,
     "02_g_dynamics": GDynamics,
     "03_component_ablations": Ablations,

@@ -205,14 +205,15 @@ def publish(profile: Profile = "full") -> None:
 
 @app.command()
 def render(name: Annotated[str, typer.Argument(help="A file of notebooks/src/, without .py.")]) -> None:
-    """Execute notebooks/src/NAME.py into notebooks/NAME.ipynb."""
-    source = find_notebook(name, "notebooks/src", "py")
-    parameters = resolve(source, {}, str(source))
-    folder = notebooks.results_folder(parameters.profile, parameters.name)
+    """Execute notebooks/src/NAME.py into notebooks/NAME.ipynb, or the same of solutions/ for NAME_solutions."""
+    inside = f"/{paths.SOLUTIONS}" if name.endswith(f"_{paths.SOLUTIONS}") else ""
+    source = find_notebook(name, f"notebooks/src{inside}", "py")
+    folder = notebooks.results_folder(notebooks.DEFAULT, source.stem)
     notebook = _execute(jupytext.read(source), {}, folder, f"preflab render {name}")
-    target = paths.project_root() / "notebooks" / f"{source.stem}.ipynb"
+    target = paths.project_root() / f"notebooks{inside}" / f"{source.stem}.ipynb"
     staged = folder / "rendered.ipynb"
     nbformat.write(notebooks.clean(notebook), staged)
+    target.parent.mkdir(exist_ok=True)
     os.replace(staged, target)
     typer.echo(target)
 
@@ -220,8 +221,9 @@ def render(name: Annotated[str, typer.Argument(help="A file of notebooks/src/, w
 @app.command()
 def sync() -> None:
     """Bring what was edited in JupyterLab to notebooks/src, without outputs."""
-    for notebook in sorted((paths.project_root() / "notebooks").glob("*.ipynb")):
-        source = notebook.parent / "src" / f"{notebook.stem}.py"
+    root = paths.project_root() / "notebooks"
+    for notebook in sorted([*root.glob("*.ipynb"), *root.glob(f"{paths.SOLUTIONS}/*.ipynb")]):
+        source = root / "src" / notebook.relative_to(root).with_suffix(".py")
         text = jupytext.writes(jupytext.read(notebook), fmt="py:percent")
         if not source.exists() or source.read_text() != text:
             staged = source.with_suffix(".new")
