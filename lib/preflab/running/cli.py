@@ -232,6 +232,28 @@ def sync() -> None:
             typer.echo(source)
 
 
+@app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(help="A folder of results/PROFILE/ or figures/PROFILE/.")],
+    second: Annotated[Path, typer.Argument(help="Another one.")],
+    absolute: Annotated[float, typer.Option(min=0, help="Numbers may be as far apart.")] = 1e-3,
+    relative: Annotated[float, typer.Option(min=0, help="Or by this share of the larger one.")] = 1e-3,
+    lines: Annotated[int, typer.Option(min=1, help="At most so many of each kind of difference.")] = 10,
+) -> None:
+    """Whether two results are alike: verdicts, rules and numbers; beside them parameters, data, versions, machine.
+
+    Ends with 0 if they are alike within the tolerance, with 1 if not. The same run on other vector units moved what
+    rests on likelihood alone by less than 1e-4. What is sampled, as in PPO, may differ by more: then look at claims.
+    """
+    from preflab.reviewing import comparing  # imports pandas
+
+    found = comparing.compare(first, second, comparing.Tolerance(absolute, relative))
+    for line in found.lines(lines):
+        typer.echo(line)
+    if not found.alike:
+        raise typer.Exit(EXIT_FAILED)
+
+
 @cache_app.command("check")
 def check_cache() -> None:
     """Compare the hash of every file with the one that was stored."""
