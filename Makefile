@@ -86,8 +86,9 @@ sync: env  ## Bring what was edited in JupyterLab to notebooks/src
 notebooks: env  ## Re-execute the committed notebooks from notebooks/src
 	set -e; for name in $(NAMES) $(SOLUTIONS); do $(BIN)/preflab render $$name; done
 
-figures: env  ## Publish the figures and numbers of PROFILE to figures/
+figures: env  ## Publish the figures and numbers of PROFILE to figures/, and write CLAIMS.md
 	$(BIN)/preflab publish --profile $(PROFILE)
+	$(BIN)/preflab ledger
 
 book: $(VENV)/.book  ## Build the site from what is committed: open book/html/index.html
 	$(BIN)/python docs/making/stage.py

@@ -233,6 +233,18 @@ def sync() -> None:
 
 
 @app.command()
+def ledger() -> None:
+    """Write CLAIMS.md: every claim with its rule, registration, verdicts and figures; open questions; our choices."""
+    from preflab.reviewing.rendering import CLAIMS, written  # imports pandas
+
+    target = paths.project_root() / CLAIMS
+    staged = target.with_suffix(".new")
+    staged.write_text(written(), encoding="utf-8")
+    os.replace(staged, target)
+    typer.echo(target)
+
+
+@app.command()
 def compare(
     first: Annotated[Path, typer.Argument(help="A folder of results/PROFILE/ or figures/PROFILE/.")],
     second: Annotated[Path, typer.Argument(help="Another one.")],
