@@ -1,12 +1,13 @@
 """What a command line asks for: a run's notebook and its parameters, with what `-p` lays over its file."""
 
 import os
+import shlex
 from dataclasses import is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from preflab import paths
-from preflab.errors import BadInput
+from preflab.errors import BadInput, shown
 from preflab.running.notebooks import find_parameters
 from preflab.running.reading import find_notebook, parse_yaml, read_yaml, resolve
 
@@ -20,6 +21,25 @@ def parameters_of(name: str, profile: str, overrides: list[str]) -> "Parameters"
     if file.suffix == ".yaml":
         return resolved(find_notebook(file.stem), file, read_yaml(file), overrides)[1]
     return resolved(*found(name, profile), overrides)[1]
+
+
+def command_line(name: str, profile: str, overrides: list[str]) -> str:
+    """The words that ask for a run, as its provenance records them."""
+    words = (word for override in overrides for word in ("-p", override))
+    return shlex.join(["preflab", "run", name, "--profile", profile, *words])
+
+
+def asked_by(command: str | None) -> tuple[str, str, list[str]]:
+    """Name, profile and overrides of a recorded command; the reverse of `command_line`. Raises BadInput."""
+    try:
+        words = shlex.split(command or "")
+    except ValueError:  # a quotation without its end
+        words = []
+    match words:
+        case ["preflab", "run", name, "--profile", profile, *rest] if rest[::2] == ["-p"] * (len(rest) // 2):
+            if len(rest) % 2 == 0:
+                return name, profile, rest[1::2]
+    raise BadInput(f"command {shown(command)}: expected a recorded `preflab run NAME --profile PROFILE`")
 
 
 def found(name: str, profile: str) -> tuple[Path, Path | None, dict[str, Any]]:

@@ -1,7 +1,6 @@
 """The command `preflab`: run notebooks with a profile's parameters, collect what they found."""
 
 import os
-import shlex
 import shutil
 import signal
 import sys
@@ -18,7 +17,7 @@ from preflab import paths
 from preflab.errors import BadInput, machine_fault, one_line
 from preflab.progress import show_with
 from preflab.running import notebooks
-from preflab.running.asked import found, parameters_of, resolved
+from preflab.running.asked import asked_by, command_line, found, parameters_of, resolved
 from preflab.running.cache import Cache
 from preflab.running.reading import find_notebook, read_notebook, read_yaml, resolve
 from preflab.running.records import staging_of, take_place
@@ -245,6 +244,20 @@ def ledger() -> None:
 
 
 @app.command()
+def explain(
+    figure: Annotated[Path, typer.Argument(help="A figure (.png) of figures/ or results/, or the .json beside it.")],
+    rerun: Annotated[bool, typer.Option("--rerun", help="Also run its command again, into results/.")] = False,
+) -> None:
+    """Where a figure comes from: cell, claims and rules, command, commit, parameters, data, registration."""
+    from preflab.reviewing import explaining  # imports pandas
+
+    for line in explaining.explain(figure):
+        typer.echo(line)
+    if rerun:
+        _print_claims([_run(*asked_by(explaining.sidecar_of(figure).command))])
+
+
+@app.command()
 def compare(
     first: Annotated[Path, typer.Argument(help="A folder of results/PROFILE/ or figures/PROFILE/.")],
     second: Annotated[Path, typer.Argument(help="Another one.")],
@@ -294,8 +307,7 @@ def _cache() -> Cache:
 def _run(name: str, profile: str, overrides: list[str], only_if_needed: bool = False) -> Path:
     """Check everything, execute, return the folder of the results."""
     notebook, file, given = found(name, profile)
-    words = [f for override in overrides for f in ("-p", override)]
-    command = shlex.join(["preflab", "run", name, "--profile", profile, *words])
+    command = command_line(name, profile, overrides)
     cells = read_notebook(notebook)
     folder = notebooks.results_folder(str(given["profile"]), str(given["name"]))
     if only_if_needed and notebooks.up_to_date(cells, given, folder):
