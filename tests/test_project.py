@@ -262,7 +262,7 @@ def test_no_text_names_a_folder_of_somebodys_machine():
 
 
 CLAIM_ROW = re.compile(r"^\| ([SD]\d+) \| .* \| (\S+?)(?: \[(\S+), (\S+)\])? \| \**([a-z ]+?)\** \|$", re.M)
-NAMES = ("README.md", "RESULTS.md", "CLAIMS.md", "CONTRIBUTING.md", "CHANGELOG.md")
+NAMES = ("README.md", "RESULTS.md", "CLAIMS.md", "REVIEWING.md", "CONTRIBUTING.md", "CHANGELOG.md")
 DOCUMENTS = {name: (ROOT / name).read_text() for name in NAMES}
 FULL = sorted((ROOT / "figures" / "full").glob("*/metrics.json"))
 

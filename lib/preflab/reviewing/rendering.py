@@ -21,6 +21,7 @@ ABOUT = """\
 # Claims
 
 `preflab ledger` writes this file. Do not edit it: a test compares it with what is written anew.
+[REVIEWING.md](REVIEWING.md) shows how to follow a claim to its figure, its code and its run.
 [RESULTS.md](RESULTS.md) says in words what came out.
 
 - Verdicts, numbers and commits are those of `metrics.json` and `provenance.json` in `figures/PROFILE/NAME`. Brackets
