@@ -35,7 +35,7 @@ LIKELIHOODS = {
 }
 
 
-WHOLE = ("01_sequential_settings", "90_benchmarks")  # all of them take half an hour
+WHOLE = ("00_start_here", "01_sequential_settings", "90_benchmarks")  # all of them take half an hour
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.soak] * (n not in WHOLE)) for n in NAMES])
