@@ -1,15 +1,15 @@
-"""A page for each claim, from what is committed: metrics.json and provenance.json in figures/, and registrations."""
+"""A page for each claim, from what is committed: the ledger, metrics.json and provenance.json, and registrations."""
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from making.api import as_cell, toctree
 from making.links import to
 from preflab.claims import measured
 from preflab.claims.registration import FOLDER, registered
+from preflab.reviewing.ledger import ledger
+from preflab.reviewing.rendering import Run, runs_of
+from preflab.reviewing.results import published
 
 PROFILES = ("full", "gpu", "real", "files", "default")  # as far as verdicts go: the first one that there is comes first
 FAMILIES = {
@@ -18,73 +18,24 @@ FAMILIES = {
     "M": "Predictions of ours (notebook 09)",
     "B": "Speed (notebook 90)",
 }
-FIGURES = {  # the picture of each claim, by notebook where several notebooks ask for it
-    "S1": ("outcome_map", "map"),
-    "S2": ("outcome_map", "slopes", "forecasts"),
-    "S3": ("outcome_map", "map", "orders"),
-    "S4": ("change_distributions",),
-    "S5": ("quartiles",),
-    "S6": ("margin_paths", "slopes"),
-    "S7": ("cosines",),
-    "S8": ("opposition",),
-    **dict.fromkeys(("D1", "D2", "D3", "D5"), ("six_panels",)),
-    **dict.fromkeys(("D4", "D6"), ("weights",)),
-    "D7": ("forest",),
-    "D8": ("gap",),
-    "D9": ("g",),
-    **dict.fromkeys(("D10", "D11", "D12"), ("forest",)),
-    **dict.fromkeys(("M1", "M2", "M3", "M4", "M5", "M6"), ("end",)),
-}
 
 
-@dataclass(frozen=True)
-class Judged:
-    """What one published run says of one claim."""
-
-    folder: str  # figures/PROFILE/RUN
-    notebook: str
-    claim: Mapping[str, Any]  # as metrics.json has it
-    commit: str
-    registration: str | None  # hash of the registration that the run knew
-
-    @property
-    def profile(self) -> str:
-        return self.folder.split("/")[1]
-
-    @property
-    def number(self) -> str:
-        return measured(self.claim["value"], self.claim["interval"])
-
-    @property
-    def power(self) -> str:
-        power = self.claim.get("power")
-        return "—" if power is None else f"{power:.2f}"
-
-
-def judged(root: Path) -> dict[str, list[Judged]]:
-    """All that is published of each claim, best profile first, in the order of the papers."""
-    notebooks = sorted(path.stem for path in (root / "notebooks").glob("*.ipynb"))
-    found: dict[str, list[Judged]] = {}
-    for path in sorted((root / "figures").glob("*/*/metrics.json"), key=lambda p: (PROFILES.index(p.parts[-3]), p)):
-        content, provenance = json.loads(path.read_text()), json.loads((path.parent / "provenance.json").read_text())
-        (notebook,) = (name for name in notebooks if path.parent.name.startswith(name))
-        folder, known = path.parent.relative_to(root).as_posix(), content["metrics"].get("registration")
-        for claim in content["claims"]:
-            run = Judged(folder, notebook, claim, provenance["git"]["commit"], known)
-            found.setdefault(claim["id"], []).append(run)
-    return dict(sorted(found.items(), key=lambda item: ("SDMB".index(item[0][0]), int(item[0][1:]))))
+def judged() -> dict[str, list[Run]]:
+    """All that is published of each claim, best profile first, in the order of the ledger."""
+    found = runs_of(published(), ledger())
+    return {name: sorted(found[name], key=lambda run: PROFILES.index(run.profile)) for name in ledger().claims}
 
 
 def page_name(claim: str) -> str:
     return f"claims/{claim}.md"
 
 
-def claim_page(claim: str, runs: Sequence[Judged], root: Path) -> str:
+def claim_page(claim: str, runs: Sequence[Run], root: Path) -> str:
     """Statement, verdicts, rules, registration and a figure."""
     page, first = page_name(claim), runs[0]
     names = list(dict.fromkeys(run.notebook for run in runs))
     parts = [
-        f"# {claim} · {as_cell(first.claim['statement'].rstrip('.'))}",
+        f"# {claim} · {as_cell(first.claim.statement.rstrip('.'))}",
         f"{FAMILIES[claim[0]]}. Asked in {', '.join(linked(name, page) for name in names)}.",
         "## Verdicts",
         verdicts(runs, page),
@@ -102,38 +53,39 @@ def linked(notebook: str, page: str) -> str:
     return f"[{notebook}]({to(f'notebooks/{notebook}.ipynb', page)})"
 
 
-def verdicts(runs: Sequence[Judged], page: str) -> str:
+def verdicts(runs: Sequence[Run], page: str) -> str:
     """A row for each published run."""
     head = "| profile | verdict | measured, 95 % interval | power | run | commit |\n|---|---|---|---|---|---|\n"
     rows = []
     for run in runs:
-        name = run.folder.split("/")[-1]
+        name, power = run.result.provenance.name, "—" if run.claim.power is None else f"{run.claim.power:.2f}"
         numbers, origin = (to(f"{run.folder}/{file}.json", page) for file in ("metrics", "provenance"))
         rows.append(
-            f"| {run.profile} | **{run.claim['verdict']}** | {run.number} | {run.power} "
-            f"| [{name}]({numbers}) | [{run.commit[:7]}]({origin}) |"
+            f"| {run.profile} | **{run.claim.verdict}** | {_number(run)} | {power} "
+            f"| [{name}]({numbers}) | [{run.result.provenance.git.commit[:7]}]({origin}) |"
         )
     return head + "\n".join(rows)
 
 
-def figure(claim: str, runs: Sequence[Judged], page: str, root: Path) -> str:
-    """The first picture of the claim that the best run has published."""
-    pictures = [
-        (run, f"{run.folder}/{name}.png")
-        for run in runs
-        for name in FIGURES.get(claim, ())
-        if (root / run.folder / f"{name}.png").exists()
-    ]
+def _number(run: Run) -> str:
+    return measured(run.claim.value, run.claim.interval)
+
+
+def figure(claim: str, runs: Sequence[Run], page: str, root: Path) -> str:
+    """The picture that the ledger names, of the best run that has published it."""
+    shown = ledger().claims[claim].shown
+    named = [(run, f"{run.folder}/{shown[run.notebook]}.png") for run in runs if run.notebook in shown]
+    pictures = [(run, path) for run, path in named if (root / path).exists()]
     if not pictures:
         return ""
     run, path = pictures[0]
-    caption = f"*From {run.folder.split('/')[-1]}, profile `{run.profile}`.*"
+    caption = f"*From {run.result.provenance.name}, profile `{run.profile}`.*"
     return f"![{path.split('/')[-1].removesuffix('.png')}]({to(path, page)})\n\n{caption}"
 
 
-def rule(notebook: str, run: Judged, page: str, claim: str) -> str:
+def rule(notebook: str, run: Run, page: str, claim: str) -> str:
     """How a notebook decides the claim, and what was registered of it."""
-    lines = [f"### In {linked(notebook, page)}", as_cell(run.claim["statistic"])]
+    lines = [f"### In {linked(notebook, page)}", as_cell(run.claim.statistic)]
     path = FOLDER / f"{notebook}.yaml"
     if not path.exists():
         return "\n\n".join(
@@ -144,7 +96,7 @@ def rule(notebook: str, run: Judged, page: str, claim: str) -> str:
         return "\n\n".join([*lines, "The registration of this notebook does not name this claim."])
     of = known.claims[claim]
     powers = ", ".join(f"{verdict} {power:.2f}" for verdict, power in of["power"].items())
-    same = run.registration == known.sha256
+    same = run.result.registration == known.sha256
     told = [
         f"| registered | [{known.date}]({to(f'lib/preflab/claims/registered/{notebook}.yaml', page)}) |",
         f"| for | profile `{known.profile}`, seeds {list(known.seeds)}; tuned on {list(known.tuning_seeds)} |",
@@ -156,7 +108,7 @@ def rule(notebook: str, run: Judged, page: str, claim: str) -> str:
     return "\n\n".join([*lines, "| | |\n|---|---|\n" + "\n".join(told)])
 
 
-def index_page(found: Mapping[str, Sequence[Judged]]) -> str:
+def index_page(found: Mapping[str, Sequence[Run]]) -> str:
     """All claims with the verdict of the best run of each."""
     parts = [
         "# Claims",
@@ -164,7 +116,7 @@ def index_page(found: Mapping[str, Sequence[Judged]]) -> str:
     ]
     for letter, title in FAMILIES.items():
         rows = [
-            [f"[{name}]({name}.md)", as_cell(run.claim["statement"]), run.claim["verdict"], run.number, run.profile]
+            [f"[{name}]({name}.md)", as_cell(run.claim.statement), run.claim.verdict, _number(run), run.profile]
             for name, (run, *_) in found.items()
             if name[0] == letter
         ]

@@ -5,7 +5,9 @@ from pathlib import PurePosixPath
 from posixpath import normpath, relpath
 
 SOURCE = PurePosixPath("book/source")  # what Sphinx reads; everything in it is made
-PAGES = {f"{name}.md": f"{name.lower()}.md" for name in ("README", "RESULTS", "CHANGELOG", "CONTRIBUTING")}
+TEXTS = ("README", "RESULTS", "REVIEWING", "CHANGELOG", "CONTRIBUTING")
+PAGES = {f"{name}.md": f"{name.lower()}.md" for name in TEXTS}
+PAGES |= {"CLAIMS.md": "ledger.md"}  # claims/ has a page for each claim
 LIBRARY = "lib/preflab"
 
 LINK = re.compile(r"(?<=\]\()(?!\w+:|#)([^)\s#]+)(?=[)#])")  # the target in [words](target) of a file of ours

@@ -29,13 +29,14 @@ def pages() -> dict[str, str]:
     """Every page of the site, by its path in the source."""
     own = [path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md")]
     made = {page_of(path): text(path) for path in [*PAGES, *own]}
-    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
-        made[f"notebooks/{path.name}"] = notebook(f"notebooks/{path.name}")
+    for path in sorted((ROOT / "notebooks").rglob("[0-9]*.ipynb")):
+        name = path.relative_to(ROOT).as_posix()
+        made[name] = notebook(name)
     library = api.modules(ROOT)
     rooms = api.rooms((ROOT / "README.md").read_text(), library)
     made |= {"api/index.md": api.index_page(rooms)} | {room.page: api.room_page(room, ROOT) for room in rooms}
     made |= {f"api/{dotted(module)}.rst": api.module_page(module) for module in library}
-    found = claims.judged(ROOT)
+    found = claims.judged()
     made["claims/index.md"] = claims.index_page(found)
     return made | {claims.page_name(claim): claims.claim_page(claim, runs, ROOT) for claim, runs in found.items()}
 
