@@ -277,7 +277,7 @@ def _parameter(result: Result, name: str) -> str | None:
 
 def _paper_values() -> list[str]:
     intro = (
-        "These values of [params/paper](params/paper) are marked as ours. Other values there have their source beside\n"
+        "These values of `params/paper` are marked as ours. Other values there have their source beside\n"
         "them, or decide no number. That profile was not run.\n"
     )
     rows = [
