@@ -207,6 +207,8 @@ def render(name: Annotated[str, typer.Argument(help="A file of notebooks/src/, w
     """Execute notebooks/src/NAME.py into notebooks/NAME.ipynb, or the same of solutions/ for NAME_solutions."""
     inside = f"/{paths.SOLUTIONS}" if name.endswith(f"_{paths.SOLUTIONS}") else ""
     source = find_notebook(name, f"notebooks/src{inside}", "py")
+    if not inside:  # solutions have no parameters of their own
+        resolve(source, {}, str(source))
     folder = notebooks.results_folder(notebooks.DEFAULT, source.stem)
     notebook = _execute(jupytext.read(source), {}, folder, f"preflab render {name}")
     target = paths.project_root() / f"notebooks{inside}" / f"{source.stem}.ipynb"
