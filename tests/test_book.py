@@ -104,6 +104,7 @@ def _claims(path):
 def test_the_full_run_comes_first(pages):
     assert all(runs[0].profile == "full" for name, runs in FOUND.items() if any(r.profile == "full" for r in runs))
     assert FOUND["D2"][0].claim.verdict == "not reproduced" and "| 0.87 |" in pages["claims/D2.md"]
+    assert FOUND["S2"][0].notebook == "06_forgetting_map"  # which is registered; 01 is not
 
 
 @pytest.mark.parametrize("name", [name for name in FOUND if name[0] != "B"])  # 90 publishes no picture

@@ -21,9 +21,13 @@ FAMILIES = {
 
 
 def judged() -> dict[str, list[Run]]:
-    """All that is published of each claim, best profile first, in the order of the ledger."""
+    """All that is published of each claim, in the ledger's order: best profile first, and registered runs first."""
     found = runs_of(published(), ledger())
-    return {name: sorted(found[name], key=lambda run: PROFILES.index(run.profile)) for name in ledger().claims}
+
+    def first(run: Run) -> tuple[int, bool]:
+        return PROFILES.index(run.profile), run.claim.power is None
+
+    return {name: sorted(found[name], key=first) for name in ledger().claims}
 
 
 def page_name(claim: str) -> str:
