@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
 
+from preflab.dyads import names_of
 from preflab.statistics import Interval
 
 COLOURS = sns.color_palette("colorblind")
@@ -62,7 +63,7 @@ def matrices(rows: pd.DataFrame, columns: Mapping[str, tuple[str, float]]) -> Fi
 def side_by_side(rows: pd.DataFrame) -> list[str]:
     """The objectives in the order of the leaves of a tree (average linkage of 1 - cosine, optimal leaf order); as they
     come where a cosine is not known."""
-    names = list(dict.fromkeys([*rows.own, *rows.other]))
+    names = names_of(rows)
     cosines = rows.pivot_table(index="own", columns="other", values="cosine").reindex(index=names, columns=names)
     apart = 1 - cosines.to_numpy().clip(-1, 1)
     np.fill_diagonal(apart, 0)

@@ -36,9 +36,8 @@ def asked_by(command: str | None) -> tuple[str, str, list[str]]:
     except ValueError:  # a quotation without its end
         words = []
     match words:
-        case ["preflab", "run", name, "--profile", profile, *rest] if rest[::2] == ["-p"] * (len(rest) // 2):
-            if len(rest) % 2 == 0:
-                return name, profile, rest[1::2]
+        case ["preflab", "run", name, "--profile", profile, *rest] if rest[::2] == ["-p"] * len(rest[1::2]):
+            return name, profile, rest[1::2]
     raise BadInput(f"command {shown(command)}: expected a recorded `preflab run NAME --profile PROFILE`")
 
 
