@@ -8,10 +8,9 @@ from making.links import to
 from preflab.claims import measured
 from preflab.claims.registration import FOLDER, registered
 from preflab.reviewing.ledger import ledger
-from preflab.reviewing.rendering import Run, runs_of
+from preflab.reviewing.rendering import FIRST_PROFILES, Run, runs_of
 from preflab.reviewing.results import published
 
-PROFILES = ("full", "gpu", "real", "files", "default")  # as far as verdicts go: the first one that there is comes first
 FAMILIES = {
     "S": "Paper S: sequential DPO",
     "D": "Paper D: what DPO and PPO do",
@@ -25,7 +24,7 @@ def judged() -> dict[str, list[Run]]:
     found = runs_of(published(), ledger())
 
     def first(run: Run) -> tuple[int, bool]:
-        return PROFILES.index(run.profile), run.claim.power is None
+        return FIRST_PROFILES.index(run.profile), run.claim.power is None
 
     return {name: sorted(found[name], key=first) for name in ledger().claims}
 
