@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from preflab import paths
 from preflab.errors import BadInput, shown
-from preflab.running.notebooks import find_parameters
-from preflab.running.reading import find_notebook, parse_yaml, read_yaml, resolve
+from preflab.running.reading import find_notebook, find_parameters, parse_yaml, read_yaml, resolve
 
 if TYPE_CHECKING:
     from preflab.experiments.experiment import Parameters

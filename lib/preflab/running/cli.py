@@ -19,7 +19,7 @@ from preflab.progress import show_with
 from preflab.running import notebooks
 from preflab.running.asked import asked_by, command_line, found, parameters_of, resolved
 from preflab.running.cache import Cache
-from preflab.running.reading import find_notebook, read_notebook, read_yaml, resolve
+from preflab.running.reading import DEFAULT, find_notebook, find_parameters, read_notebook, read_yaml, resolve
 from preflab.running.records import staging_of, take_place
 
 EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED = 2, 1, 128 + signal.SIGINT
@@ -130,7 +130,7 @@ def reproduce(profile: Profile = "default") -> None:
 
     Prints the verdicts on all claims.
     """
-    _print_claims([_run(name, profile, [], only_if_needed=True) for name in notebooks.find_parameters(profile)])
+    _print_claims([_run(name, profile, [], only_if_needed=True) for name in find_parameters(profile)])
 
 
 @app.command()
@@ -183,7 +183,7 @@ def model(
 @app.command()
 def publish(profile: Profile = "full") -> None:
     """Copy a profile's figures and numbers to figures/."""
-    root, names = paths.project_root(), notebooks.find_parameters(profile)
+    root, names = paths.project_root(), find_parameters(profile)
     for name in names:
         metrics = paths.results_root() / profile / name / "metrics.json"
         if not metrics.exists():
@@ -209,7 +209,7 @@ def render(name: Annotated[str, typer.Argument(help="A file of notebooks/src/, w
     source = find_notebook(name, f"notebooks/src{inside}", "py")
     if not inside:  # solutions have no parameters of their own
         resolve(source, {}, str(source))
-    folder = notebooks.results_folder(notebooks.DEFAULT, source.stem)
+    folder = notebooks.results_folder(DEFAULT, source.stem)
     notebook = _execute(jupytext.read(source), {}, folder, f"preflab render {name}")
     target = paths.project_root() / f"notebooks{inside}" / f"{source.stem}.ipynb"
     staged = folder / "rendered.ipynb"

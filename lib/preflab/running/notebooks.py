@@ -25,7 +25,6 @@ from preflab.running.code import package
 from preflab.running.identity import digest, library_versions
 from preflab.running.records import PROGRESS, made_in, staging_of, take_place, write_json
 
-DEFAULT = "default"
 LANGUAGE = {  # what JupyterLab writes: saving an untouched notebook then changes nothing
     "codemirror_mode": {"name": "ipython", "version": 3},
     "file_extension": ".py",
@@ -46,22 +45,6 @@ logging.getLogger("papermill").setLevel(logging.CRITICAL)  # it tells of what is
 
 class NotebookFailed(RuntimeError):
     """A cell raised something that is no BadInput; the message names it and the notebook that was kept."""
-
-
-def find_parameters(profile: str) -> dict[str, Path | None]:
-    """The YAML files of a profile by name, in order. The default profile has the notebooks' own values, and no files.
-
-    Raises BadInput for a profile that does not exist.
-    """
-    root = paths.project_root()
-    if profile == DEFAULT:
-        return {notebook.stem: None for notebook in sorted((root / "notebooks").glob("*.ipynb"))}
-    files = sorted((root / "params").glob("*/*.yaml"))
-    found = {file.stem: file for file in files if file.parent.name == profile}
-    if not found:
-        known = sorted({DEFAULT, *(file.parent.name for file in files)})
-        raise BadInput(f"profile {profile!r}: no such profile in params/, expected one of: {', '.join(known)}")
-    return found
 
 
 def results_folder(profile: str, name: str) -> Path:

@@ -3,6 +3,7 @@
 import re
 import warnings
 from collections.abc import Mapping
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
     from preflab.experiments.experiment import Parameters
 
+DEFAULT = "default"  # the profile of the notebooks' own values
 PARAMETERS_CELL = '# %% tags=["parameters"]\n'
 
 
@@ -123,6 +125,25 @@ def find_notebook(name: str, folder: str = "notebooks", suffix: str = "ipynb") -
         known = ", ".join(notebook.stem for notebook in notebooks) or "none found"
         raise BadInput(f"{name}: no notebook of this name in {folder}/, expected one of: {known}")
     return max(fitting, key=lambda notebook: len(notebook.stem))
+
+
+def profiles() -> dict[str, list[Path]]:
+    """The YAML files of every profile of params/, in order. The default profile is there too, and has none."""
+    files = sorted((project_root() / "params").glob("*/*.yaml"))
+    return {DEFAULT: []} | {name: list(its) for name, its in groupby(files, lambda file: file.parent.name)}
+
+
+def find_parameters(profile: str) -> dict[str, Path | None]:
+    """The YAML files of a profile by name, in order. The default profile has the notebooks' own values, and no files.
+
+    Raises BadInput for a profile that does not exist.
+    """
+    if profile == DEFAULT:
+        return {notebook.stem: None for notebook in sorted((project_root() / "notebooks").glob("*.ipynb"))}
+    known = profiles()
+    if profile not in known:
+        raise BadInput(f"profile {profile!r}: no such profile in params/, expected one of: {', '.join(sorted(known))}")
+    return {file.stem: file for file in known[profile]}
 
 
 def resolve(notebook: Path, given: Mapping[str, Any], where: str) -> "Parameters":
