@@ -12,7 +12,7 @@ BESIDE := $(patsubst %,tests/test_%.py,notebooks cli identity bad_input cache)  
 TRAINING := $(filter-out 90_benchmarks,$(NAMES))
 
 .DEFAULT_GOAL := help
-.PHONY: help env reproduce test test-library test-notebooks kills whole mutants expected bench real gpu gpu-tests gpu-sizes gpu-real model lab sync notebooks figures book slides clean-cache
+.PHONY: help env reproduce test test-library test-notebooks kills whole mutants expected bench real gpu gpu-tests gpu-sizes gpu-real model lab sync notebooks figures book slides cluster clean-cache
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -100,6 +100,13 @@ slides: $(VENV)/.book  ## Make slides of one notebook (NAME=02_g_dynamics)
 
 $(VENV)/.book: requirements-book.lock $(STAMP)
 	$(BIN)/pip install --no-deps -r requirements-book.lock
+	@touch $@
+
+cluster: .venv-cluster/.stamp  ## Build .venv-cluster: Snakemake, for many runs here or through Slurm (docs/many-runs.md)
+
+.venv-cluster/.stamp: requirements-cluster.lock
+	$(PYTHON) -m venv .venv-cluster
+	.venv-cluster/bin/pip install --no-deps -r requirements-cluster.lock
 	@touch $@
 
 clean-cache: env  ## Delete the cache of trained stages

@@ -29,6 +29,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 DECLARED = PROJECT["project"]["dependencies"]
 DEV = PROJECT["project"]["optional-dependencies"]["dev"]
 BOOK = PROJECT["project"]["optional-dependencies"]["book"]
+CLUSTER = PROJECT["project"]["optional-dependencies"]["cluster"]
 NOTEBOOKS = sorted([*(ROOT / "notebooks").glob("*.ipynb"), *(ROOT / "notebooks" / "solutions").glob("*.ipynb")])
 SOURCES = sorted((ROOT / "notebooks" / "src").glob("*.py"))  # of notebooks that have parameters
 SOLUTIONS = sorted((ROOT / "notebooks" / "src" / "solutions").glob("*.py"))
@@ -65,6 +66,13 @@ def test_a_dependency_of_the_site_is_pinned_in_a_lock_of_its_own(text):
     requirement, pins = Requirement(text), lock("requirements-book.lock")
     assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)])
     assert not set(pins) & set(lock()), "a package has one pin"
+
+
+@pytest.mark.parametrize("text", CLUSTER)
+def test_snakemake_is_pinned_in_the_lock_of_an_environment_of_its_own(text):
+    requirement, path = Requirement(text), ROOT / "requirements-cluster.lock"
+    assert requirement.specifier.contains(lock(path.name)[canonicalize_name(requirement.name)])
+    assert repr(text).replace('"', "'") in path.read_text()  # how it is renewed
 
 
 def test_the_environment_equals_the_lock():
@@ -251,7 +259,7 @@ def test_the_library_reads_no_environment_variable_of_its_own():
 
 def test_no_text_names_a_folder_of_somebodys_machine():
     machine = re.compile(r"(?<![\w.~-])/(" + "|".join(["work", "root", "home", "Users", "tmp"]) + r")/\w")
-    names = ("lib", "notebooks", "params", "tests", "figures", "docs", ".ci")
+    names = ("lib", "notebooks", "params", "tests", "figures", "docs", "workflow", ".ci")
     files = [f for name in names for f in (ROOT / name).rglob("*") if f.is_file() and "__pycache__" not in f.parts]
     files += [f for f in ROOT.iterdir() if f.is_file() and f.name != ".git"]  # which is a file in a git worktree
     found = {}
