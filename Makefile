@@ -43,7 +43,7 @@ test-notebooks: env
 kills: env  ## Kill smoke runs 30 times at random moments (half an hour; no part of `make test`)
 	$(BIN)/pytest -q -m soak tests/test_kills.py
 
-whole: env  ## Execute every committed notebook from cold and compare (`make test` does so with two of them)
+whole: env  ## Execute every committed notebook and solution from cold and compare (`make test` does so with four of them)
 	$(BIN)/pytest -q -m "soak or not soak" tests/test_notebooks.py -k from_cold
 
 mutants: env  ## Break 100 things, one at a time, in what decides numbers, and see whether a test fails

@@ -36,9 +36,15 @@ LIKELIHOODS = {
 
 
 WHOLE = ("00_start_here", "01_sequential_settings", "90_benchmarks")  # all of them take half an hour
+SOLVED = ("00_start_here_solutions",)  # likewise
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.soak] * (n not in WHOLE)) for n in NAMES])
+def some_of(names, cheap):
+    """The names, those that are not cheap marked as no part of `make test`."""
+    return [pytest.param(name, marks=[pytest.mark.soak] * (name not in cheap)) for name in names]
+
+
+@pytest.mark.parametrize("name", some_of(NAMES, WHOLE))
 def test_committed_notebook_runs_from_cold_to_the_same_science(name, cold):
     """nbval executes the committed notebooks with their own parameters, from an empty cache; cells tagged
     nbval-check-output must print what is committed. The science is compared as numbers."""
@@ -53,7 +59,7 @@ def test_committed_notebook_runs_from_cold_to_the_same_science(name, cold):
     compare(found, committed, LIKELIHOOD, lambda path: bool(of_likelihoods.search(path)))
 
 
-@pytest.mark.parametrize("name", SOLUTIONS)
+@pytest.mark.parametrize("name", some_of(SOLUTIONS, SOLVED))
 def test_solutions_say_from_cold_what_is_committed(name, cold):
     """All that their cells print: words exactly, and numbers up to one unit of their last digit."""
     file = f"notebooks/solutions/{name}.ipynb"

@@ -136,6 +136,6 @@ SOLUTIONS = sorted((SOURCE.parent / "solutions").glob("*.py"))
 def test_every_exercise_has_its_solution_and_the_exercises_say_where(solutions):
     of = jupytext.read(SOURCE.with_name(f"{solutions.stem.removesuffix('_solutions')}.py")).cells[-1].source
     solved = "\n".join(cell.source for cell in jupytext.read(solutions).cells if cell.cell_type == "markdown")
-    asked = re.findall(r"^(\d)\. \*\*(.*?)\.\*\*", of, re.M)
+    asked = re.findall(r"^(\d)\. \*\*(.*?)\.?\*\*", of, re.M)
     assert asked and re.findall(r"^## (\d) · (.*)$", solved, re.M) == asked
     assert f"](solutions/{solutions.stem}.ipynb)" in of

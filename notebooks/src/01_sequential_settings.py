@@ -453,6 +453,8 @@ print("results in", "/".join(folder.parts[-3:]))
 # %% [markdown]
 # ## Exercises
 #
+# Their solutions are in [solutions/01_sequential_settings_solutions](solutions/01_sequential_settings_solutions.ipynb).
+#
 # 1. **Another reference.** Set `stage2_reference: str = "stage1"`. Which outcomes change? What does the loss of the first
 #    step of Stage 2 tell you?
 # 2. **From conflict to agreement.** `world:made(-0.5, 0.85)` is a world whose objectives `first` and `second` have a

@@ -571,13 +571,15 @@ print("results in", "/".join(folder.parts[-3:]))
 # %% [markdown]
 # ## Exercises
 #
+# Their solutions are in [solutions/02_g_dynamics_solutions](solutions/02_g_dynamics_solutions.ipynb).
+#
 # 1. **Is "near zero" a property of PPO?** Set `measurement: dict = {"final_temperature": 1.0}`. Then $D'$ is sampled, and at
 #    the end of training $\mathbb E_{y'\sim\pi}[\nabla\log\pi(y')] = 0$. So $v$ vanishes but for noise, and with it $G$ of
 #    *any* loss. Which claims change their verdict?
 # 2. **Sum or mean?** Set `measurement: dict = {"nll": "mean"}`, as earlier code of the group does. Each response of $D'$ then
 #    counts the same, however long it is. Which curves change their sign?
 # 3. **A better teacher, a worse teacher.** Set `reward: dict = {"kind": "oracle"}`, then
-#    `reward: dict = {"label_flips": 0.3}`. What happens to positive and negative learning?
+#    `reward: dict = {"kind": "model", "label_flips": 0.3}`. What happens to positive and negative learning?
 # 4. **A unit of weight.** $G$ of a tertile grows with its weights. Divide it by its sum of weights:
 #
 #    ```python

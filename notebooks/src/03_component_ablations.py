@@ -456,6 +456,8 @@ print("results in", "/".join(folder.parts[-3:]))
 # %% [markdown]
 # ## Exercises
 #
+# Their solutions are in [solutions/03_component_ablations_solutions](solutions/03_component_ablations_solutions.ipynb).
+#
 # 1. **Your own ablation.** How much of a response is decided where it begins? Train on the first token alone. Write this
 #    class into `lib/preflab/rules.py`:
 #

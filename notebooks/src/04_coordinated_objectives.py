@@ -505,6 +505,8 @@ print("results in", "/".join(folder.parts[-3:]))
 # %% [markdown]
 # ## Exercises
 #
+# Their solutions are in [solutions/04_coordinated_objectives_solutions](solutions/04_coordinated_objectives_solutions.ipynb).
+#
 # All sweeps must be of one size, so that budgets are equal. The default has two values a row.
 #
 # 1. **Backwards.** Give cDPO `"sweep": [{"start": 0.6, "end": 0.4}, {"start": 0.75, "end": 0.25}]`. Does the *order* of

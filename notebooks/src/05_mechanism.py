@@ -411,6 +411,8 @@ print("results in", "/".join(folder.parts[-3:]))
 # %% [markdown]
 # ## Exercises
 #
+# Their solutions are in [solutions/05_mechanism_solutions](solutions/05_mechanism_solutions.ipynb).
+#
 # 1. **The same objective again.** Add `"twice": ["world:conflict", "helpful", "helpful"]` to `settings`. Stage 2 then learns the
 #    first objective from new pairs. Where are its cosines, and its $\Delta W$?
 # 2. **Noise on purpose.** Set `train_pairs: int = 64`. Which lines move towards zero, and which one stays and gets wide?
