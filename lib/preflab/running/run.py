@@ -42,13 +42,15 @@ from preflab.stages.stage import keep_in
 def start(parameters: Parameters) -> "Run":
     """What every notebook begins with: quiet libraries, its share of the cores, the one cache, one look for figures.
 
-    Raises BadInput if what the notebook would make does not fit in memory.
+    Raises BadInput for data or a model that cannot be used, and if what the notebook would make does not fit in memory.
     """
     quiet()
     share_cores(parameters.hardware.workers, parameters.tiny)
     theme()
     pd.options.display.max_colwidth = None
     keep_in(Cache(results_root() / "cache"))
+    if not staging_of(_folder(parameters), os.getppid()).is_dir():  # else `preflab run` has looked already
+        parameters.check_there()
     check_memory(parameters)
     return Run(parameters)
 
@@ -61,7 +63,7 @@ class Run:
 
     def __init__(self, parameters: Parameters):
         self.parameters, self.started, self.git = parameters, time.time(), git_state()
-        self.folder = results_root() / parameters.profile / parameters.name
+        self.folder = _folder(parameters)
         self.staging = staging_of(self.folder, os.getpid())
         try:
             shutil.rmtree(self.staging, ignore_errors=True)
@@ -135,6 +137,10 @@ class Run:
             "wall_seconds": round(time.time() - self.started, 1),
             "peak_memory_mb": peak_memory(),
         }
+
+
+def _folder(parameters: Parameters) -> Path:
+    return results_root() / parameters.profile / parameters.name
 
 
 def _short(value: Any) -> str:
