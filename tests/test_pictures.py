@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
 from matplotlib.colors import to_rgb
+from nbclient import NotebookClient
 from nbconvert import HTMLExporter, SlidesExporter
 from nbformat import v4
 
@@ -160,3 +161,14 @@ def test_a_run_keeps_the_words_beside_the_picture_and_hands_them_to_what_shows_i
     slides = SlidesExporter(template_name="offline_slides", extra_template_basedirs=[str(MAKING)])
     for exporter in (HTMLExporter(template_name="classic"), slides):
         assert f'alt="{described(figure)}"' in exporter.from_notebook_node(notebook)[0]
+
+
+def test_a_kernel_hands_the_words_to_the_notebook():
+    """Its own backend, loaded at the first figure, would put another formatter in place."""
+    start = "from preflab.running import run\nrun.theme()\nrun._describe_pictures()"
+    lines = ["import matplotlib.pyplot as plt", "figure, axis = plt.subplots()", "axis.set_title('own words')"]
+    draw = "\n".join([*lines, "plt.close()", "figure"])
+    notebook = v4.new_notebook(cells=[v4.new_code_cell(start), v4.new_code_cell(draw)])
+    NotebookClient(notebook, kernel_name="python3").execute()
+    (output,) = notebook.cells[1].outputs
+    assert output.metadata == {"image/png": {"alt": "Title: own words."}}

@@ -149,6 +149,7 @@ class Run:
 def _describe_pictures() -> None:
     """A figure that a cell shows has its words as `alt` in its metadata, where nbconvert and the site look for them."""
     if shell := get_ipython():
+        plt.switch_backend(plt.get_backend())  # else the first figure loads it, and it puts its own formatter in place
         pictures = shell.display_formatter.formatters["image/png"]
         pictures.for_type(Figure, lambda figure: (print_figure(figure, base64=True), {"alt": described(figure)}))
 
