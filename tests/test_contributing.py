@@ -1,6 +1,8 @@
 """The code that CONTRIBUTING.md shows runs where it says it belongs, and does what it says."""
 
+import json
 import re
+from ast import literal_eval
 from pathlib import Path
 from textwrap import dedent
 
@@ -10,6 +12,8 @@ import torch
 
 from preflab import rules
 from preflab.claims import INCONCLUSIVE, NOT_REPRODUCED, REPRODUCED, dynamics
+from preflab.data import generators, schemas
+from preflab.data.pairs import load_pairs
 from preflab.experiments import dynamics as experiment
 from preflab.methods import ipo
 from preflab.weightings import Weights
@@ -46,6 +50,21 @@ def test_the_rule_of_its_recipe_keeps_the_first_token_of_a_response():
     c = torch.tensor([[0.0, 0.5, 0.5, 0.0], [0.0, 0.0, -0.5, -0.5]])
     kept = shown("A rule", rules)["FirstToken"]()(Weights.of_pairs(c, 0.0))
     assert kept.tolist() == [[0, 0.5, 0, 0], [0, 0, -0.5, 0]]
+
+
+def test_the_schema_of_its_recipe_is_known_by_its_columns_and_its_rows_become_pairs(tmp_path, monkeypatch):
+    signature = re.search(r'`"best-worst": (\(.*?\))`', TEXT)[1]
+    monkeypatch.setattr(schemas, "SIGNATURES", {"best-worst": literal_eval(signature), **schemas.SIGNATURES})
+    generator = shown("A source or a schema", generators)["best_worst_pairs"]
+    monkeypatch.setitem(generators.GENERATORS, "best-worst", generator)
+    rows = [{"question": f"q{i}", "best": f"b{i}", "worst": "w"} for i in range(40)]
+    rows.append({"question": "q", "best": "same", "worst": "same"})
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    loaded = load_pairs(f"files:{tmp_path / 'a.jsonl'}", "default")
+    found = {pair["prompt"][0]["content"]: pair for split in (loaded.train, loaded.test) for pair in split}
+    assert set(found) == {f"q{i}" for i in range(40)} and sum(loaded.report.dropped.values()) == 1
+    assert all(found[f"q{i}"]["chosen"][0]["content"] == f"b{i}" for i in range(40))
+    assert {pair["rejected"][0]["content"] for pair in found.values()} == {"w"}
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,9 @@ def test_a_shape_has_the_published_number_of_parameters_and_no_weights(name, che
     assert weightless(str(target), torch.bfloat16).num_parameters() == COUNTS[name]
     assert AutoTokenizer.from_pretrained(target).chat_template
     assert not list(target.glob("*.safetensors"))
-    check_model(f"models/{name}", None)
+    check_model(f"models/{name}", None, weights=False)
+    with pytest.raises(BadInput, match=r"no model\.safetensors; expected safetensors"):
+        check_model(f"models/{name}", None)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

@@ -7,6 +7,7 @@ from making.api import as_cell, toctree
 from making.links import to
 from preflab.claims import measured
 from preflab.claims.registration import FOLDER, registered
+from preflab.reviewing.explaining import sidecar_of
 from preflab.reviewing.ledger import ledger
 from preflab.reviewing.rendering import FIRST_PROFILES, Run, runs_of
 from preflab.reviewing.results import published
@@ -83,7 +84,8 @@ def figure(claim: str, runs: Sequence[Run], page: str, root: Path) -> str:
         return ""
     run, path = pictures[0]
     caption = f"*From {run.result.provenance.name}, profile `{run.profile}`.*"
-    return f"![{path.split('/')[-1].removesuffix('.png')}]({to(path, page)})\n\n{caption}"
+    words = sidecar_of(root / path).alt or path.split("/")[-1].removesuffix(".png")
+    return f"![{as_cell(words)}]({to(path, page)})\n\n{caption}"
 
 
 def rule(notebook: str, run: Run, page: str, claim: str) -> str:

@@ -12,11 +12,14 @@ from making.links import PAGES, SOURCE, dotted, page_of, rewritten
 
 
 def notebook(path: str) -> str:
-    """A committed notebook with the links that its page needs."""
+    """A committed notebook with the links that its page needs, and the words of its pictures where MyST-NB looks."""
     content = json.loads((ROOT / path).read_text())
     for cell in content["cells"]:
         if cell["cell_type"] == "markdown":
             cell["source"] = rewritten("".join(cell["source"]), path, path)
+        for shown in (output.get("metadata", {}).get("image/png", {}) for output in cell.get("outputs", [])):
+            if "alt" in shown:
+                cell["metadata"]["mystnb"] = {"image": {"alt": shown["alt"]}}
     return json.dumps(content)
 
 

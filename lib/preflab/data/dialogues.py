@@ -6,6 +6,7 @@ import datasets
 import huggingface_hub
 import numpy as np
 
+from preflab.data.sizes import check_sizes
 from preflab.data.sources import check_reach, file_tables, hub_tables, parse_source, place, read_rows
 from preflab.errors import BadInput
 from preflab.hub import ask_hub_once
@@ -49,6 +50,7 @@ def instructions(source: str, revision: str | None = None) -> list[dict]:
     if kind == "files":
         name = str(project_root() / place(name))
         check_reach(f"files:{name}")
+        check_sizes(f"files:{name}")
     else:
         ask_hub_once()
     try:  # one file is fetched, because the repository is a script and `datasets` no longer runs scripts

@@ -23,6 +23,7 @@ from preflab.data.generators import GENERATORS, Pair, rated_prompt
 from preflab.data.keeping import disjoint, divided, fitting, limited, messages, of_part, sampled
 from preflab.data.report import Report, Splits, measured
 from preflab.data.schemas import check_offered, objectives_in, schema_of
+from preflab.data.sizes import check_sizes
 from preflab.data.sources import (
     Table,
     check_reach,
@@ -155,6 +156,7 @@ def objectives_of(source: str, revision: str | None = None) -> list[str]:
     kind, name = parse_source(source)
     if named := named_objectives(kind, name):
         return named
+    check_sizes(source)
     tables = hub_tables(name, None, revision)[0] if kind == "hub" else file_tables(name, None)
     return objectives_in(schema_of(tables), tables)
 
@@ -162,14 +164,16 @@ def objectives_of(source: str, revision: str | None = None) -> list[str]:
 def check_there(source: str, objective: str, revision: str | None, here_only: bool) -> None:
     """Raises BadInput, before hours of work, for what can be told without reading any rows.
 
-    That is a path that is not there, an objective without a sub-folder and, unless `here_only`, a hub source that is
-    neither in reach nor in the cache.
+    That is a path that is not there, a file that holds too much, an objective without a sub-folder and, unless
+    `here_only`, a hub source that is neither in reach nor in the cache.
     """
     kind, name = parse_source(source)
     named = named_objectives(kind, name)
     if named:
         check_offered(source, objective, named)
-    check_reach(source, revision, objective if named else None, here_only)
+    folder = objective if named else None
+    check_reach(source, revision, folder, here_only)
+    check_sizes(source, folder)
 
 
 def _check_numbers(test_share: float, limits: Limits, pairs_per_prompt: int | None) -> None:

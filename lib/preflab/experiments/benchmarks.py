@@ -40,6 +40,10 @@ class Benchmarks(Parameters):
         return [(self.source, self.objective)]
 
     @property
+    def needs_weights(self) -> bool:
+        return not self.random_weights
+
+    @property
     def base_model(self) -> Base:
         """The model by name. Of a tiny one it says the shape."""
         return Base(self.base, self.hardware.resolved(), given=None if self.tiny else given_model(self.base.model))

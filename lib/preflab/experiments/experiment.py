@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from preflab.cells import injected_names, warn_of_near_misses
 from preflab.data.pairs import check_there
+from preflab.data.sizes import check_sizes
 from preflab.data.sources import check_reach, parse_source
 from preflab.errors import BadInput, shown
 from preflab.experiments.explain import explain, hint
@@ -44,6 +45,11 @@ class Parameters(BaseModel):
     def tiny(self) -> bool:
         """Whether its models are built here."""
         return self.base.model == TINY
+
+    @property
+    def needs_weights(self) -> bool:
+        """Whether a model by name must have its weights."""
+        return True
 
     def located(self, source: str) -> str:
         """A source whose `files:` path is absolute; a relative one begins at `data`, and that at the checkout."""
@@ -98,13 +104,15 @@ class Parameters(BaseModel):
             self.hardware.resolved()
         for source, objective in dict.fromkeys(self.read_from()):
             check_there(self.located(source), objective, getattr(self, "revision", None), here_only)
-        if not self.tiny:
-            check_model(self.base.model, self.base.revision, here_only)
         if self.base.sft_source:
             try:
-                check_reach(self.located(self.base.sft_source), here_only=here_only)
+                check_reach(source := self.located(self.base.sft_source), here_only=here_only)
+                check_sizes(source)
             except BadInput as error:
                 raise BadInput(f"base.sft_source: {error}") from None
+        if not self.tiny:
+            tuned = bool(self.base.sft_source)
+            check_model(self.base.model, self.base.revision, here_only, self.needs_weights, plain=tuned)
 
     def values(self) -> dict[str, Any]:
         """Every value in force, by its name; those of sections as section.name."""

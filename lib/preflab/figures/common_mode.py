@@ -13,7 +13,7 @@ from preflab.figures.dynamics import TITLES
 LOOKS = {  # source of C: words, colour
     "weights": ("from the weights", "#6a4c93"),
     "samples": ("from whose samples they are", "#e08e0b"),
-    "ratio": ("from PPO's ratio and clip", "#2a7f9e"),
+    "ratio": ("from PPO's ratio and clip", "#86bdea"),
 }
 
 

@@ -225,7 +225,8 @@ def token_picture(rows: Sequence[Mapping], width: int = 138) -> Figure:
             if pull is not None:
                 box = {"facecolor": colour(norm(pull)), "lw": 0, "boxstyle": "square,pad=0.12"}
                 ink = "white" if abs(norm(pull) - 0.5) > 0.33 else "black"
-            axis.text(x, y + 0.5, text, family="monospace", size=8.5, va="center", color=ink, bbox=box)
+            how = {"family": "monospace", "size": 8.5, "va": "center", "parse_math": False}  # a $ in a text is a $
+            axis.text(x, y + 0.5, text, color=ink, bbox=box, **how)
     scale = plt.cm.ScalarMappable(norm, colour)
     bar = figure.colorbar(scale, ax=axis, orientation="horizontal", aspect=50, pad=0.01, extend="both")
     bar.set_label("pull −c·s, as a share of the method's largest: towards D' (blue), away from it (red)", size=9)

@@ -19,13 +19,14 @@ def maps(rows: pd.DataFrame, columns: Mapping[str, str]) -> Figure:
     to right, the strengths of both objectives from top to bottom. A cell stays grey where Stage 1 taught nothing."""
     strengths = zip(rows.strength, rows.other_strength, strict=True)
     names = [f"own {own:.2f}, other {other:.2f}" for own, other in strengths]
-    cells = rows.assign(cell=names, compatibility=rows.compatibility.round(1))
+    cells = rows.assign(cell=names, compatibility=rows.compatibility.round(1) + 0.0)  # no −0.0
     height = 1.5 + 0.42 * cells.cell.nunique()
     figure, axes = plt.subplots(
         1, len(columns), figsize=(3.6 * len(columns) + 1.2, height), sharey=True, squeeze=False, layout="constrained"
     )
     for axis, (title, column) in zip(axes[0], columns.items(), strict=True):
         table = cells.pivot_table(index="cell", columns="compatibility", values=column).sort_index(ascending=False)
+        table = table.round(1) + 0.0
         axis.set_facecolor("0.85")
         sns.heatmap(
             table, ax=axis, mask=table.isna(), cmap="RdBu", norm=TwoSlopeNorm(0, -1.5, 1.5), annot=True, fmt="+.1f",
@@ -77,7 +78,7 @@ def kept(panels: Mapping[str, Mapping[str, tuple[Interval, Interval]]]) -> Figur
             axis.axvline(0, color="0.4", lw=0.8, zorder=0)
             axis.set_xscale("symlog", linthresh=1, linscale=0.8)
             low, high = axis.get_xlim()
-            axis.set_xticks([x for x in (-10, -3, -1, 0, 1, 3, 10) if low <= x <= high])
+            axis.set_xticks([x for x in (-10, -1, 0, 1, 10) if low <= x <= high])
             axis.xaxis.set_major_formatter("{x:g}")
             axis.set_title(f"{title}\n{what}", size=9)
     axes[0, 0].set_yticks(y, names)
@@ -92,13 +93,14 @@ def forecasts(rows: pd.DataFrame, measures: Mapping[str, str]) -> Figure:
         1, len(measures), figsize=(2.7 * len(measures), 2.9), sharey=True, squeeze=False, layout="constrained"
     )
     for axis, (title, column) in zip(axes[0], measures.items(), strict=True):
-        axis.scatter(
+        dots = axis.scatter(
             rows[column], rows.share, s=16, c=rows.compatibility, cmap="RdBu", vmin=-1, vmax=1, ec="0.4", lw=0.4
         )
         axis.axhline(0, color="0.7", lw=0.8, zorder=0)
         axis.axvline(0, color="0.7", lw=0.8, zorder=0)
         axis.set_title(title, size=9)
     axes[0, 0].set_ylabel("Stage-2 change / Stage-1 gain")
+    figure.colorbar(dots, ax=axes, label="compatibility", pad=0.01)
     return figure
 
 

@@ -16,7 +16,7 @@ COLOURS = sns.color_palette("colorblind")
 LINES = {  # of `cosines`: colour, style, width
     "true gradients (disattenuated)": (COLOURS[0], "-", 2.2),
     "full data": (COLOURS[2], "-", 1.2),
-    "single batches": (COLOURS[1], "-", 1.2),
+    "single batches": (COLOURS[1], "-.", 1.2),
     "shuffled labels": ("0.5", "--", 1.2),
     "the same objective, new pairs": (COLOURS[4], ":", 1.6),
     "ceiling: two halves": ("0.25", ":", 1.0),
@@ -64,6 +64,7 @@ def place_map(places: Sequence[tuple[str, str]], found: Mapping[str, np.ndarray]
         axis.set_xticklabels(projections, rotation=20, ha="right", size=8)
     for axis in axes[:, 0]:
         axis.set_ylabel("layer")
+    figure.supxlabel("cosine of the true gradients of both objectives", size=10)
     return figure
 
 

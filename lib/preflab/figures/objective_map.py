@@ -46,11 +46,12 @@ def matrices(rows: pd.DataFrame, columns: Mapping[str, tuple[str, float]]) -> Fi
     )
     for axis, (title, (column, end)) in zip(axes[0], columns.items(), strict=True):
         table = rows.pivot_table(index="own", columns="other", values=column, dropna=False)
-        table = table.reindex(index=names, columns=names)
+        table = table.reindex(index=names, columns=names).round(1) + 0.0  # no −0.0
         axis.set_facecolor("0.85")
         sns.heatmap(
             table, ax=axis, mask=table.isna(), cmap="RdBu", norm=TwoSlopeNorm(0, -end, end), annot=True, fmt="+.1f",
-            annot_kws={"size": 7.5}, linewidths=1, square=True, cbar_kws={"shrink": 0.6, "extend": "both"},
+            annot_kws={"size": 7.5}, linewidths=1, square=True,
+            cbar_kws={"shrink": 0.6, "extend": "both", "label": title},
         )  # fmt: skip
         axis.set(title=title, xlabel="the other objective", ylabel="the own objective" if axis is axes[0, 0] else "")
         axis.tick_params(length=0)

@@ -57,6 +57,7 @@ class Sidecar(Provenance):
 
     figure: str
     sha256: str
+    alt: str = ""  # the figure in words; older runs have none
 
 
 class Judged(_Written):

@@ -151,17 +151,19 @@ def pairs(
     An objective without pairs ends in an error, but not before the others are reported.
     """
     from preflab.data.agreement import agreements  # imports datasets
-    from preflab.data.pairs import load_pairs, objectives_of
+    from preflab.data.pairs import check_there, load_pairs, objectives_of
 
     wanted = [objective] if objective else objectives_of(source, revision)
     loaded, failed = [], []
     for name in wanted:
         try:
+            check_there(source, name, revision, here_only=True)
             loaded.append(load_pairs(source, name, revision=revision))
         except BadInput as error:
             failed.append(error)
     told = [*(str(each.report) for each in loaded), "\n".join(map(str, agreements(loaded)))]
-    typer.echo("\n\n".join(filter(None, told)))
+    if loaded:
+        typer.echo("\n\n".join(filter(None, told)))
     if failed:
         raise failed[0]
 

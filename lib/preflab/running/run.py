@@ -17,6 +17,8 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import pandas as pd
+from IPython import get_ipython
+from IPython.core.pylabtools import print_figure
 from matplotlib.figure import Figure
 from pydantic import BaseModel
 
@@ -26,6 +28,7 @@ from preflab.errors import BadInput
 from preflab.experiments import EXPERIMENTS
 from preflab.experiments.experiment import Parameters
 from preflab.figures import theme
+from preflab.figures.described import described
 from preflab.files import sha256
 from preflab.hardware import device_name, share_cores
 from preflab.paths import project_root, results_root
@@ -42,13 +45,16 @@ from preflab.stages.stage import keep_in
 def start(parameters: Parameters) -> "Run":
     """What every notebook begins with: quiet libraries, its share of the cores, the one cache, one look for figures.
 
-    Raises BadInput if what the notebook would make does not fit in memory.
+    Raises BadInput for data or a model that cannot be used, and if what the notebook would make does not fit in memory.
     """
     quiet()
     share_cores(parameters.hardware.workers, parameters.tiny)
     theme()
+    _describe_pictures()
     pd.options.display.max_colwidth = None
     keep_in(Cache(results_root() / "cache"))
+    if not staging_of(_folder(parameters), os.getppid()).is_dir():  # else `preflab run` has looked already
+        parameters.check_there()
     check_memory(parameters)
     return Run(parameters)
 
@@ -61,13 +67,14 @@ class Run:
 
     def __init__(self, parameters: Parameters):
         self.parameters, self.started, self.git = parameters, time.time(), git_state()
-        self.folder = results_root() / parameters.profile / parameters.name
+        self.folder = _folder(parameters)
         self.staging = staging_of(self.folder, os.getpid())
         try:
             shutil.rmtree(self.staging, ignore_errors=True)
             self.staging.mkdir(parents=True)
         except OSError as error:
             raise BadInput(f"results folder {self.folder.parent}: not writable ({error.strerror})") from error
+        self.words: dict[str, str] = {}  # of each figure
         self.command = staging_of(self.folder, os.getppid())  # of `preflab run`; there is none in JupyterLab
         if self.command.is_dir():
             show_progress_in(self.command / PROGRESS)
@@ -99,6 +106,7 @@ class Run:
     def figure(self, name: str, figure: Figure) -> Figure:
         """Keep a figure as NAME.png. Returns it, closed, so that a cell that ends with this call shows it once."""
         figure.savefig(self.staging / f"{name}.png", dpi=150, bbox_inches="tight", metadata={"Software": None})
+        self.words[f"{name}.png"] = described(figure)
         plt.close(figure)
         return figure
 
@@ -114,7 +122,8 @@ class Run:
         write_json(self.staging / "metrics.json", content)
         write_json(self.staging / "provenance.json", provenance)
         for picture in self.staging.glob("*.png"):
-            write_json(picture.with_suffix(".json"), {"figure": picture.name, "sha256": sha256(picture), **provenance})
+            of = {"figure": picture.name, "sha256": sha256(picture), "alt": self.words[picture.name]}
+            write_json(picture.with_suffix(".json"), {**of, **provenance})
         take_place(self.staging, made_in(self.command) if self.command.is_dir() else self.folder)
         return self.folder
 
@@ -135,6 +144,18 @@ class Run:
             "wall_seconds": round(time.time() - self.started, 1),
             "peak_memory_mb": peak_memory(),
         }
+
+
+def _describe_pictures() -> None:
+    """A figure that a cell shows has its words as `alt` in its metadata, where nbconvert and the site look for them."""
+    if shell := get_ipython():
+        plt.switch_backend(plt.get_backend())  # else the first figure loads it, and it puts its own formatter in place
+        pictures = shell.display_formatter.formatters["image/png"]
+        pictures.for_type(Figure, lambda figure: (print_figure(figure, base64=True), {"alt": described(figure)}))
+
+
+def _folder(parameters: Parameters) -> Path:
+    return results_root() / parameters.profile / parameters.name
 
 
 def _short(value: Any) -> str:

@@ -4,12 +4,13 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from preflab.dequantise import dequantise
+from preflab.dequantise import dequantise, inspect
 from preflab.errors import BadInput, shown
 from preflab.hub import ask_hub_once, model_in_cache
 from preflab.paths import MODELS, project_root
 from preflab.pretrained import names
 from preflab.progress import note
+from preflab.safety import check_folder
 from preflab.stages.stage import Stage
 from preflab.weights import Weights
 
@@ -51,15 +52,21 @@ def given_model(name: str) -> Weights | Dequantised | None:
     return None
 
 
-def check_model(name: str, revision: str | None, here_only: bool = False) -> None:
+def check_model(
+    name: str, revision: str | None, here_only: bool = False, weights: bool = True, plain: bool = False
+) -> None:
     """Raises BadInput, before hours of work, for a name of `base.model` that leads to no model.
 
-    That is a path that is not there, a folder without a model and, unless `here_only`, a name on a hub that is out of
-    reach, of which the hub's cache has no copy.
+    That is a path that is not there, a folder or a GGUF file that holds no sound model and, unless `here_only`, a name
+    on a hub that is out of reach, of which the hub's cache has no copy. `weights` and `plain`: see `check_folder`.
     """
     given = given_model(name)
-    if isinstance(given, Weights) and not (given.path / "config.json").is_file():
-        raise BadInput(f"base.model={shown(name)}: no config.json in {given.path}, expected a model's folder")
+    if isinstance(given, Weights):
+        if not (given.path / "config.json").is_file():
+            raise BadInput(f"base.model={shown(name)}: no config.json in {given.path}, expected a model's folder")
+        check_folder(given.path, weights, plain)
+    if isinstance(given, Dequantised):
+        inspect(given.weights.path)
     if given is None and not here_only and not ask_hub_once() and not model_in_cache(name, revision):
         hint = "expected a folder, a GGUF file, a network, or a copy in the hub's cache"
         raise BadInput(f"base.model={shown(name)}: no such folder, and the hub cannot be reached; {hint}")
