@@ -311,6 +311,17 @@ def test_no_two_worlds_share_anything_and_controls_are_run_in_worlds_of_the_map(
         parameters(control_compatibilities=[0.1])
 
 
+def test_controls_have_seeds_of_their_own_and_leave_the_map_its_own():
+    p = parameters(seeds=[1], control_seeds=[2, 5])
+    named = {phase: {int(job.label.split()[-1]) for job in jobs} for phase, jobs in p.phases().items() if "Stage" in phase}
+    controls = [job.label for job in p.phases()["controls"]]
+    assert named == {"Stage 1": {1, 2, 5}, "Stage 2": {1}}
+    assert {int(name.split()[-1]) for name in controls} == {2, 5}
+    assert len(controls) == 2 * len(p.controls(p.control_worlds()[0], 2))
+    with pytest.raises(BadInput, match=r"control_seeds=\[1, 1\]: expected different numbers"):
+        parameters(control_seeds=[1, 1])
+
+
 def test_both_orders_share_their_first_stages_and_take_as_many_updates_as_both_at_once():
     p = parameters()
     (setting, *_) = p.worlds()

@@ -31,6 +31,7 @@ compatibilities: list = [-0.8, 0.0, 0.8]  # of the two utilities of a world
 strengths: list = [0.75, 0.95]  # accuracy of the labels; every pair of them is a cell
 draws: list = [0]  # each draws a world for every cell
 control_compatibilities: list = [-0.8]  # of the worlds that the controls are run in
+control_seeds: list = [0]  # seeds of the controls, which have few worlds
 full_learning_rate: float | None = 5e-4  # of the control that trains all weights; None: there is none
 early: float = 0.1  # the share of Stage 2 after which its end is foretold
 data: str = ""  # part of every notebook; worlds need no folder
@@ -139,7 +140,8 @@ print("crossing", found.crossing("rho"))
 # All runs of all worlds. What a control shares with the map is trained once.
 
 # %%
-print(counted({"worlds": len(P.worlds()), "control worlds": len(P.control_worlds()), "seeds": len(P.seeds)}))
+print(counted({"worlds": len(P.worlds()), "seeds": len(P.seeds)}), end="; ")
+print(counted({"control worlds": len(P.control_worlds()), "seeds": len(P.control_seeds)}))
 parallel(P.phases(), P.hardware.workers)
 
 # %%
@@ -203,7 +205,7 @@ run.figure("controls", plots.kept(panels)) if panels else "no controls here"
 beyond = {
     (w, name): (str(k.first_beyond), str(k.second_beyond)) for w, found in kept.items() for name, k in found.items()
 }
-pd.DataFrame(beyond, index=["first: kept", "second: learnt"]).T.rename_axis(columns="less plain Stage 2")
+pd.DataFrame(beyond, index=["first: kept", "second: learnt"]).T.rename_axis(columns=counted({"less plain Stage 2, seeds": len(P.control_seeds)}))
 
 # %% [markdown]
 # ## What can be foretold?

@@ -91,6 +91,7 @@ class Forgetting(TwoStages):
     strengths: Annotated[list[Annotated[float, Field(gt=0.5, lt=1)]], Field(min_length=1)]  # of both objectives
     draws: Annotated[list[Seed], Field(min_length=1)]  # seeds of worlds
     control_compatibilities: list[Annotated[float, Field(gt=-1, lt=1)]]  # of the worlds that the controls are run in
+    control_seeds: Annotated[list[Seed], Field(min_length=1)]  # theirs; few worlds, so more seeds
     full_learning_rate: Positive | None  # of the control that trains all weights; None: there is none
     early: Between  # the share of Stage 2 after which the end is foretold
     pair_training: PairTraining = PairTraining(
@@ -100,7 +101,7 @@ class Forgetting(TwoStages):
 
     @model_validator(mode="after")
     def _settings_differ(self) -> Self:
-        for name in ("compatibilities", "strengths", "draws", "control_compatibilities"):
+        for name in ("compatibilities", "strengths", "draws", "control_compatibilities", "control_seeds"):
             if len(set(values := getattr(self, name))) < len(values):
                 raise ValueError(f"{name}={values}: expected different numbers")
         if odd := set(self.control_compatibilities) - set(self.compatibilities):
@@ -187,7 +188,7 @@ class Forgetting(TwoStages):
         """Everything to train and to measure; each phase needs only those before it. Snapshots come first: what trains
         for them leaves the run's own entry."""
         runs = [(setting, seed) for setting in self.worlds() for seed in self.seeds]
-        controls = [(setting, seed) for setting in self.control_worlds() for seed in self.seeds]
+        controls = [(setting, seed) for setting in self.control_worlds() for seed in self.control_seeds]
         stage1 = [(setting, seed, ARMS[:2]) for setting, seed in dict.fromkeys(runs + controls)]
         return {
             "base model scored": [Job(s.name, (self.evaluated(s, None),)) for s in dict.fromkeys(self.all_settings())],
@@ -243,9 +244,10 @@ class Forgetting(TwoStages):
 
     def kept(self, setting: Setting) -> dict[str, Kept]:
         """By control: what it leaves and what it teaches, in one world."""
-        alone = [self._gained(setting, o, [self.training(setting, (o,), s) for s in self.seeds]) for o in OBJECTIVES]
+        seeds = self.control_seeds
+        alone = [self._gained(setting, o, [self.training(setting, (o,), s) for s in seeds]) for o in OBJECTIVES]
         runs: dict[str, list[TrainingFromPairs]] = {}
-        for seed in self.seeds:
+        for seed in seeds:
             for name, training in self.controls(setting, seed).items():
                 runs.setdefault(name, []).append(training)
         gained = {name: [self._gained(setting, o, some) for o in OBJECTIVES] for name, some in runs.items()}
