@@ -313,7 +313,9 @@ def test_no_two_worlds_share_anything_and_controls_are_run_in_worlds_of_the_map(
 
 def test_controls_have_seeds_of_their_own_and_leave_the_map_its_own():
     p = parameters(seeds=[1], control_seeds=[2, 5])
-    named = {phase: {int(job.label.split()[-1]) for job in jobs} for phase, jobs in p.phases().items() if "Stage" in phase}
+    named = {
+        phase: {int(job.label.split()[-1]) for job in jobs} for phase, jobs in p.phases().items() if "Stage" in phase
+    }
     controls = [job.label for job in p.phases()["controls"]]
     assert named == {"Stage 1": {1, 2, 5}, "Stage 2": {1}}
     assert {int(name.split()[-1]) for name in controls} == {2, 5}

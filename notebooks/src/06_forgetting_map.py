@@ -205,7 +205,9 @@ run.figure("controls", plots.kept(panels)) if panels else "no controls here"
 beyond = {
     (w, name): (str(k.first_beyond), str(k.second_beyond)) for w, found in kept.items() for name, k in found.items()
 }
-pd.DataFrame(beyond, index=["first: kept", "second: learnt"]).T.rename_axis(columns=counted({"less plain Stage 2, seeds": len(P.control_seeds)}))
+pd.DataFrame(beyond, index=["first: kept", "second: learnt"]).T.rename_axis(
+    columns=counted({"less plain Stage 2, seeds": len(P.control_seeds)})
+)
 
 # %% [markdown]
 # ## What can be foretold?
