@@ -51,7 +51,7 @@ def test_every_claim_of_a_result_has_an_entry_and_every_entry_a_result(results):
 def test_a_claim_that_only_one_side_knows_is_named(results):
     runs = runs_of(results, ledger())
     less = ledger().model_copy(update={"claims": {k: v for k, v in ledger().claims.items() if k != "S7"}})
-    assert mismatches(less, runs) == ["no claim S7, which figures/default/05_mechanism has"]
+    assert mismatches(less, runs) == ["no claim S7, which figures/full/05_mechanism has"]
     del runs["D4"]
     assert mismatches(ledger(), runs) == ["claim D4: no committed result has it"]
 
