@@ -13,6 +13,7 @@ from preflab.claims.forgetting import Fate
 from preflab.claims.registration import registered
 from preflab.errors import BadInput
 from preflab.experiments.forgetting import ARMS, CONTROLS, OBJECTIVES, foretold, orders, other_of
+from preflab.figures import forgetting as plots
 from preflab.methods.ipo import IPO
 from preflab.paths import project_root
 from preflab.running.identity import identity
@@ -440,3 +441,22 @@ def test_a_measure_that_orders_all_outcomes_has_a_correlation_of_one(rng):
     assert [found["good"].value, found["good"].low] == pytest.approx([1, 1])
     assert found["bad"].low < found["bad"].value < found["bad"].high < 1
     assert np.isnan(foretold(rows[:0], {"good": "same"}, rng, 10).iloc[0, 0].value) and np.isnan(nothing().value)
+
+
+def test_worlds_of_one_cell_are_ties_for_a_rank(rng):
+    cell, share = np.repeat([-0.8, 0.0, 0.8], 6), rng.normal(size=18) + np.repeat([-1, 0, 1], 6)
+    rows = pd.DataFrame(
+        {"world": np.arange(18), "share": share, "exact": cell, "drawn": cell + 1e-12 * rng.normal(size=18)}
+    )
+    found = foretold(rows, {"exact": "exact", "drawn": "drawn"}, rng, 50)["correlation with the share"]
+    assert found["drawn"].value == found["exact"].value != rows.drawn.corr(rows.share, method="spearman")
+
+
+def test_an_axis_of_controls_names_its_ends_and_no_two_that_stand_too_close():
+    def ticks(first, second):
+        panel = {name: (Interval(x, x - 0.1, x + 0.1),) * 2 for name, x in (("plain", first), ("other", second))}
+        (axis, _) = plots.kept({"w": panel}).axes
+        return axis.get_xticks().tolist()
+
+    assert ticks(-5.0, 0.5) == [-3, -1, 0]
+    assert ticks(-0.5, 12.0) == [-1, 0, 1, 10] and ticks(-4.0, 4.0) == [-3, -1, 0, 1, 3]

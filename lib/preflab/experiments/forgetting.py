@@ -305,6 +305,7 @@ def orders(fates: Sequence[Fate], pairs: int) -> pd.DataFrame:
 def foretold(rows: pd.DataFrame, measures: Mapping[str, str], rng: np.random.Generator, draws: int) -> pd.DataFrame:
     """How well each cheap measure (title: column of `rows`) orders what Stage 2 did: Spearman correlation with the
     share, and an interval of a bootstrap over worlds."""
+    rows = rows.round(6)  # worlds of one cell have one compatibility but for rounding, and a rank must see that
     members = [found.index.to_numpy() for _, found in rows.groupby("world")]
     if len(members) < 2:
         return pd.DataFrame({SPEARMAN: [nothing()] * len(measures)}, list(measures))

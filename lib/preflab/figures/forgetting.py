@@ -77,14 +77,19 @@ def kept(panels: Mapping[str, Mapping[str, tuple[Interval, Interval]]]) -> Figur
             axis.axvline(value[0], color="0.7", lw=0.8, ls=":", zorder=0)
             axis.axvline(0, color="0.4", lw=0.8, zorder=0)
             axis.set_xscale("symlog", linthresh=1, linscale=0.8)
-            low, high = axis.get_xlim()
-            axis.set_xticks([x for x in (-10, -1, 0, 1, 10) if low <= x <= high])
+            axis.set_xticks(_ticks(*axis.get_xlim()))
             axis.xaxis.set_major_formatter("{x:g}")
             axis.set_title(f"{title}\n{what}", size=9)
     axes[0, 0].set_yticks(y, names)
     axes[0, 0].invert_yaxis()
     figure.supxlabel("share of what the objective gains alone", size=10)
     return figure
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """−1, 0 and 1, and on either side the largest of 3 and 10 that the axis holds; both would stand too close."""
+    ends = [next((side * x for x in (10, 3) if low <= side * x <= high), 0) for side in (-1, 1)]
+    return sorted({0, *ends, *(x for x in (-1, 1) if low <= x <= high)})
 
 
 def forecasts(rows: pd.DataFrame, measures: Mapping[str, str]) -> Figure:
