@@ -229,10 +229,10 @@ error = {t: float(geometry.known_mean(np.array([c.error() for c in some]))) for 
 pd.DataFrame(means).T.assign(**{"error of the first": pd.Series(error)}).round(2)
 
 # %% [markdown]
-# **Read it.** The thick blue line is the cosine of the true gradients. The orange one is what a logger of training would see: one
-# batch against another. It is nearer to zero for no other reason than noise. The dotted lines are what a cosine could be at
-# most: two halves of the same pairs as they stand, and the same objective on new pairs, which is free of noise. An estimate that is
-# free of noise can leave [−1, 1], and then the panel: its error is large there.
+# **Read it.** The thick blue line is the cosine of the true gradients, and each thin one is a seed. The orange one is what a
+# logger of training would see: one batch against another. It is nearer to zero for no other reason than noise. The dotted lines
+# are what a cosine could be at most: two halves of the same pairs as they stand, and the same objective on new pairs, which is
+# free of noise. An estimate that is free of noise can leave [−1, 1], and then the panel: its error is large there.
 #
 # In the default run single batches of `conflict` have a mean cosine of −0.29 and −0.27, and the true gradients one of −0.95 and
 # −0.81: these objectives stand against each other, and batches hide two thirds of it. On `compatible` all is positive, and the
@@ -359,6 +359,10 @@ print(
 # Stage 1 has 39 % and 49 % of what `conflict` loses: opposition is there from the start, and it grows while Stage 2 moves. Four
 # sequences cannot show a correlation: random pairings reach ±1.
 #
+# **What the one number cannot say.** The log-loss bends. If all pairs fell alike, from a loss of 0.41 to one of 1.63 as in a setting
+# of the `full` run, the gradient at the start would foretell 58 % of that. So one half is near to what full opposition gives. And a
+# small share does not say that nothing was opposed later: the sum along the path is the whole loss.
+#
 # ## What a referee would ask
 #
 # | question | answered by |
@@ -369,6 +373,7 @@ print(
 # | Is it hidden in one layer? | `places` |
 # | Does a small cosine mean that the direction does not matter? | `forecasts` |
 # | Does opposition go with loss over settings? | `opposition` |
+# | Was it opposed later, if not at the start? | the table above: `measured` against `summed along the path` |
 #
 # ## Claims
 #
