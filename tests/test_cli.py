@@ -419,6 +419,7 @@ def test_a_model_of_the_command_line_is_relative_to_the_working_folder_if_it_is_
     (project.root / "own" / "tiny").mkdir()
     monkeypatch.chdir(project.root / "own")
     monkeypatch.setattr("preflab.stages.given.model_in_cache", lambda repo, revision: repo == "org/on-the-hub")
+    monkeypatch.setattr("preflab.stages.given.check_folder", lambda *given: None)  # the folder is empty
     for given, expected in (("mine", "own/mine"), ("org/on-the-hub", "org/on-the-hub"), ("tiny", "tiny")):
         result = project.run("-p", f"base={{model: {given}}}")
         assert result.exit_code == 0, result.stderr
