@@ -8,7 +8,7 @@ STAMP := $(VENV)/.stamp
 BIN := $(VENV)/bin
 NAMES := $(basename $(notdir $(wildcard notebooks/src/*.py)))
 SOLUTIONS := $(basename $(notdir $(wildcard notebooks/src/solutions/*.py)))
-BESIDE := $(patsubst %,tests/test_%.py,notebooks cli identity bad_input cache)  # the half of `make test` that takes as long as the rest
+BESIDE := $(patsubst %,tests/test_%.py,notebooks runs identity)  # the half of `make test` that takes as long as the rest
 TRAINING := $(filter-out 90_benchmarks,$(NAMES))
 
 .DEFAULT_GOAL := help
@@ -43,7 +43,7 @@ test-notebooks: env
 kills: env  ## Kill smoke runs 30 times at random moments (half an hour; no part of `make test`)
 	$(BIN)/pytest -q -m soak tests/test_kills.py
 
-whole: env  ## Execute every committed notebook and solution from cold and compare (`make test` does so with four of them)
+whole: env  ## Execute every committed notebook and solution from cold and compare (`make test` does so with three of them)
 	$(BIN)/pytest -q -m "soak or not soak" tests/test_notebooks.py -k from_cold
 
 mutants: env  ## Break 100 things, one at a time, in what decides numbers, and see whether a test fails

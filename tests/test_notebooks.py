@@ -35,7 +35,7 @@ LIKELIHOODS = {
 }
 
 
-WHOLE = ("00_start_here", "01_sequential_settings", "90_benchmarks")  # all of them take half an hour
+WHOLE = ("00_start_here", "01_sequential_settings")  # all of them take half an hour
 SOLVED = ("00_start_here_solutions",)  # likewise
 
 
